@@ -1,0 +1,96 @@
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+# Any Python from 3.10 on: make setup PYTHON=python3.12
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PINS := constraints.txt settings.ini setup.py
+JOBS ?= 2
+
+# pip keeps its full story in .venv/pip.log; the terminal hears of large downloads and builds.
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --log $(VENV)/pip.log -c constraints.txt
+TELL := awk '/^ *Downloading .*[MG]B\)/ {print "   ", $$1, $$2, $$3, $$4} \
+	/^Building wheel/ {print "    building", $$NF} /^Installing collected/ {print "    unpacking"} {fflush()}'
+
+.PHONY: help setup demo test lab export readme results prepare clean distclean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.demo ## make .venv with what the demo needs (pinned)
+	@echo "$(VENV) is ready"
+
+demo: $(VENV)/.demo ## two models talk in hidden states: train, play, table and figures
+	@$(BIN)/interlat-run nbs/experiments/E01_demo.ipynb -f nbs/experiments/E01_demo.yaml \
+		--out data/runs/demo --figures figures/demo
+
+test: $(VENV)/.dev stock ## run every test
+	@$(BIN)/python -m pytest -n $(JOBS)
+
+lab: $(VENV)/.lab ## open JupyterLab on the notebooks
+	@$(BIN)/jupyter lab nbs
+
+export: $(VENV)/.dev ## write interlat/*.py from the notebooks, and clean the notebooks
+	@$(BIN)/nbdev_export
+	@$(BIN)/nbdev_clean
+
+readme: $(VENV)/.dev ## run nbs/index.ipynb and write README.md from it
+	@cd nbs && ../$(BIN)/jupyter nbconvert --log-level ERROR --to notebook --execute --inplace index.ipynb
+	@$(BIN)/nbdev_clean --fname nbs/index.ipynb
+	@cd nbs && ../$(BIN)/jupyter nbconvert --log-level ERROR --to markdown --stdout \
+		--TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_input_tags=hide_input \
+		index.ipynb | sed 's#](\.\./#](#g' > ../README.md
+
+results: ## keep the last demo's tables in data/demo, for the README
+	@mkdir -p data/demo
+	@cp data/runs/demo/summary.csv data/runs/demo/paired.csv data/demo/
+
+prepare: export readme ## what to run before a commit
+
+clean: ## remove caches and build leftovers; results and .venv stay
+	@rm -rf build dist *.egg-info .pytest_cache .hypothesis
+	@find interlat nbs tests -depth \( -name __pycache__ -o -name .ipynb_checkpoints \) -exec rm -rf {} +
+
+distclean: clean ## clean, and remove .venv too
+	@rm -rf $(VENV)
+
+# Each stamp is remade only when a pin or the packaging changes, so a second run installs nothing.
+$(VENV)/.base:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
+		echo "interlat needs Python 3.10 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1 | tail -n 1)." \
+		"Try: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
+	@echo "==> making $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "python's venv module is missing (on Debian and Ubuntu: apt install python3-venv)" >&2; exit 2; }
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.base $(PINS)
+	@echo "==> installing the demo's packages, torch among them (a few minutes; log: $(VENV)/pip.log)"
+	@$(PIP) pip setuptools wheel | $(TELL)
+	@$(PIP) --no-build-isolation -e '.[viz,probe,runs]' | $(TELL)
+	@$(PIP) --no-deps alfworld | $(TELL)
+	@touch $@
+
+$(VENV)/.lab: $(VENV)/.demo
+	@echo "==> installing JupyterLab"
+	@$(PIP) --no-build-isolation -e '.[lab]' | $(TELL)
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	@echo "==> installing the development tools"
+	@$(PIP) --no-build-isolation -e '.[dev]' | $(TELL)
+	@touch $@
+
+# The stock engine compiles from source, and its build calls a bare `python`: the environment must be active.
+.PHONY: stock
+stock: $(VENV)/.dev
+	@if [ -f $(VENV)/.stock -a ! $(VENV)/.dev -nt $(VENV)/.stock ]; then exit 0; fi; \
+	for tool in gcc g++ make cmake; do command -v $$tool >/dev/null || { \
+		echo "==> no $$tool here: the stock TextWorld engine is not built, and the tests that compare with it are skipped"; \
+		exit 0; }; done; \
+	echo "==> building the stock TextWorld engine (once; 4-5 minutes on 2 cores)"; \
+	source $(BIN)/activate; \
+	$(PIP) alfworld | $(TELL); touch $(VENV)/.stock

@@ -1,0 +1,28 @@
+"A small cast for the tests of the model-facing rooms: random models, generated games, and what they need to meet."
+from interlat.core import *
+from interlat.message import *
+from interlat.alfworld import *
+from interlat.household import *
+from interlat.lm import *
+from interlat.tiny import *
+
+
+def games(out, n=8, seed=3):
+    return [game_task(f) for f in generate_games(out, n, 'train', seed=seed)]
+
+
+def tokenizer(games, family='qwen2'):
+    return train_tokenizer(family, [t['content'] for g in games for t in [*g.prompt, *g.turns]], vocab_size=700)
+
+
+def lm(tokenizer, preset='tiny-qwen2', **kw):
+    return tiny_lm(preset, tokenizer, **{**dict(num_hidden_layers=2, hidden_size=32, intermediate_size=64, initializer_range=.3), **kw}).eval()
+
+
+def actor(base, tokenizer, seed=0):
+    from interlat.actor import ModelWithInsertedHiddenState
+    bop, eop = message_token_ids(tokenizer)
+    width = base.config.hidden_size
+    a = ModelWithInsertedHiddenState(base, prepended_length=40, hidden_size=width, bop_id=bop, eop_id=eop, seed=seed)
+    a.processor.adaptive_proj.output_scale.data.fill_(5) # loud enough to change what a random model says
+    return a.eval()

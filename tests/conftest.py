@@ -1,0 +1,14 @@
+"One thread a worker, and no network."
+import os
+
+import pytest
+
+os.environ.update(OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1', TOKENIZERS_PARALLELISM='false')
+os.environ.pop('IN_TEST', None)  # nbdev's marker: left over, it turns an export into a silent no-op
+
+
+@pytest.fixture(scope='session', autouse=True)
+def one_thread():
+    "Workers that run side by side each keep to one core."
+    import torch
+    torch.set_num_threads(1)

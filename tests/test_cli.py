@@ -1,0 +1,145 @@
+"The commands, from games to tables, and one clear line with exit status 2 for bad input."
+import json, subprocess, sys
+
+import cast
+import nbformat.v4 as nbf
+import pandas as pd
+import pytest
+import torch
+from notebooks import ROOT
+
+from interlat import cli
+from interlat.message import LatentMessage, MessageStore
+
+
+def call(main, monkeypatch, capsys, *argv):
+    "Run a command in this process: its exit status, and what it wrote."
+    monkeypatch.setattr(sys, 'argv', ['interlat', *map(str, argv)])
+    with pytest.raises(SystemExit) as stop: main()
+    return stop.value.code, *capsys.readouterr()
+
+
+@pytest.fixture
+def refused(monkeypatch, capsys):
+    "Run a command that must refuse, and give back its one line."
+    def run(main, *argv):
+        status, out, err = call(main, monkeypatch, capsys, *argv)
+        lines = [l for l in err.splitlines() if l.strip() and 'Loading weights' not in l]  # transformers' bar
+        assert status == 2 and out == '' and len(lines) == 1 and lines[0].startswith('error: ')
+        return lines[0]
+    return run
+
+
+@pytest.fixture(scope='module')
+def world(tmp_path_factory):
+    "Games of two splits, a sender in a folder, and an actor's checkpoint of another width."
+    folder = tmp_path_factory.mktemp('world')
+    games = cast.games(folder/'games', 6)
+    cast.generate_games(folder/'games', 6, 'valid_unseen', seed=3)
+    tokenizer = cast.tokenizer(games)
+    for name, model in dict(sender=cast.lm(tokenizer), wide=cast.lm(tokenizer, hidden_size=64)).items():
+        model.save_pretrained(folder/name)
+        tokenizer.save_pretrained(folder/name)
+    cast.actor(cast.lm(tokenizer), tokenizer).save_pretrained(folder/'actor')
+    tokenizer.save_pretrained(folder/'actor')
+    return folder
+
+
+@pytest.fixture(scope='module')
+def messages(world):
+    "Random messages of width 32 for the games to evaluate."
+    store = MessageStore(world/'messages', sender='the sender')
+    files = cast.find_games(world/'games', 'valid_unseen')
+    store.append([LatentMessage(torch.randn(3, 32, generator=torch.Generator().manual_seed(i)), [1, 2, 3], 'go', cast.game_id(f), 'the sender')
+                  for i, f in enumerate(files)])
+    return store.path
+
+
+def test_the_whole_way(world, tmp_path, monkeypatch, capsys):
+    def run(main, *argv):
+        status, out, _ = call(main, monkeypatch, capsys, *argv)
+        assert status == 0
+        return out
+    data = ['--model_name_or_path', world/'sender', '--data_path', world/'games']
+    for split in ('train', 'valid_unseen'):
+        collect = ['alfworld', *data, '--split', split, '--output_dir', tmp_path/split, '--max_new_tokens', '8', '--device', 'cpu']
+        assert '6 messages in 1 shards' in run(cli.main_collect, *collect)
+    assert '6 messages in 1 shards' in run(cli.main_collect, *collect), 'a second run has nothing to do'
+    small = ['--per_device_train_batch_size', '2', '--max_steps', '1', '--logging_steps', '1', '--use_cpu', 'true']
+    run(cli.main_train, *data, '--hidden_data_path', tmp_path/'train', '--output_dir', tmp_path/'actor', *small)
+    run(cli.main_train, *data, '--channel', 'none', '--output_dir', tmp_path/'blind', *small)
+    assert 'task' in set(pd.read_csv(tmp_path/'actor'/'log.csv').part)
+    shown = run(cli.main_eval, 'alfworld', '--model_name_or_path', tmp_path/'actor', '--no_cot', tmp_path/'blind', '--data_path', world/'games',
+                '--hidden_data_path', tmp_path/'valid_unseen', '--output_dir', tmp_path/'eval', '--max_steps', '2', '--max_new_tokens', '4', '--device', 'cpu')
+    assert 'presence: ' in shown and 'content: ' in shown
+    summary = pd.read_csv(tmp_path/'eval'/'summary.csv')
+    assert summary.condition.tolist() == ['latent', 'text', 'no_comm', 'cross_task', 'no_cot'] and set(summary.n) == {6}
+
+
+def test_arguments_come_from_a_file_too(tmp_path, monkeypatch, capsys):
+    (tmp_path/'a.yaml').write_text(f'out: {tmp_path}/games\nn: 2\nsplit: valid_seen\n')
+    assert call(cli.main_games, monkeypatch, capsys, tmp_path/'a.yaml')[0] == 0
+    assert len(cast.find_games(tmp_path/'games', 'valid_seen')) == 2
+
+
+def test_games_refuses(tmp_path, refused):
+    assert "unknown split 'test'" in refused(cli.main_games, '--out', tmp_path, '--n', '1', '--split', 'test')
+    assert "unknown size 'huge'" in refused(cli.main_games, '--out', tmp_path, '--n', '1', '--size', 'huge')
+    assert 'n must be' in refused(cli.main_games, '--out', tmp_path, '--n', '0')
+    assert 'required: --n' in refused(cli.main_games, '--out', tmp_path)
+    (tmp_path/'a.yaml').write_text('out: x\nn: 1\ncount: 3\n')
+    assert 'count' in refused(cli.main_games, tmp_path/'a.yaml')
+
+
+def test_collect_refuses(world, tmp_path, refused):
+    def line(model='sender', data='games', out=tmp_path/'store', *more):
+        return refused(cli.main_collect, 'alfworld', '--model_name_or_path', world/model, '--data_path', world/data, '--output_dir', out, *more)
+    assert 'folder of games not found' in line(data='nowhere')
+    assert "no games in split 'valid_seen'" in line('sender', 'games', tmp_path/'store', '--split', 'valid_seen')
+    assert 'nowhere' in line(model='nowhere')
+    MessageStore(tmp_path/'foreign', sender='another model').append(LatentMessage(torch.randn(2, 32), [1, 2], 'go', 'g', 'another model'))
+    assert 'another model' in line(out=tmp_path/'foreign')
+    assert not (tmp_path/'store').exists()
+
+
+def test_train_refuses(world, messages, tmp_path, refused):
+    def line(*more):
+        return refused(cli.main_train, '--model_name_or_path', world/'sender', '--data_path', world/'games', '--output_dir', tmp_path/'actor', *more)
+    assert 'no messages in' in line('--hidden_data_path', tmp_path/'nothing')
+    assert 'needs messages' in line()
+    assert "unknown channel 'smoke'" in line('--channel', 'smoke')
+    assert 'have no message in the store' in line('--hidden_data_path', messages, '--per_device_train_batch_size', '2')
+
+
+def test_eval_refuses(world, messages, tmp_path, refused):
+    def line(*more, model='actor', store=messages):
+        return refused(cli.main_eval, 'alfworld', '--model_name_or_path', world/model, '--data_path', world/'games', '--hidden_data_path', store,
+                       '--output_dir', tmp_path/'eval', '--device', 'cpu', *more)
+    assert "unknown condition 'smoke'" in line('--variants', 'latent', 'smoke')
+    assert "no games in split 'valid_seen'" in line('--split', 'valid_seen')
+    assert 'the sender' in line('--sender', 'somebody else')
+    assert 'no messages in' in line(store=tmp_path/'nothing')
+    assert 'not found' in line(model='nowhere')
+    wide = MessageStore(tmp_path/'wide', sender='the sender')
+    wide.append([LatentMessage(torch.randn(2, 64), [1, 2], 'go', task_id, 'the sender') for task_id in MessageStore(messages).task_ids()])
+    assert 'width 64' in line(store=tmp_path/'wide')
+    assert not (tmp_path/'eval'/'games.csv').exists()
+
+
+def test_run_refuses(tmp_path, refused):
+    assert 'notebook not found' in refused(cli.main_run, tmp_path/'x.ipynb', '--out', tmp_path/'run')
+    assert 'parameter file not found' in refused(cli.main_run, tmp_path/'x.ipynb', '-f', tmp_path/'p.yaml')
+    cell = nbf.new_code_cell("n_games = 3\nout = 'run'", metadata=dict(tags=['parameters']))
+    spec = dict(name='python3', display_name='python3', language='python')
+    (tmp_path/'x.ipynb').write_text(json.dumps(nbf.new_notebook(cells=[cell], metadata=dict(kernelspec=spec))))
+    assert 'has no parameter n_game; it has n_games, out' in refused(cli.main_run, tmp_path/'x.ipynb', '-p', 'n_game', '3', '--out', tmp_path/'run')
+    assert 'n_games takes int values' in refused(cli.main_run, tmp_path/'x.ipynb', '-p', 'n_games', 'many', '--out', tmp_path/'run')
+    assert 'has no parameter figures' in refused(cli.main_run, tmp_path/'x.ipynb', '--out', tmp_path/'run', '--figures', tmp_path)
+    assert not (tmp_path/'run').exists()
+
+
+def test_the_process_ends_with_status_2(tmp_path):
+    code = "import sys; sys.argv[0] = 'interlat-collect'; from interlat.cli import main_collect; main_collect()"
+    done = subprocess.run([sys.executable, '-c', code, 'math'], cwd=tmp_path, env={'PYTHONPATH': str(ROOT)}, text=True, capture_output=True)
+    assert done.returncode == 2
+    assert done.stderr.strip() == 'error: the first word must be alfworld, found math; see interlat-collect --help'

@@ -1,0 +1,119 @@
+"The native engine against ALFWorld's own: same text, admissible commands, won and done, command for command."
+import random, tarfile
+from pathlib import Path
+
+import pytest
+
+from interlat.alfworld import GameEnv, TASK_TYPES, find_games, generate_games, read_game, task_type
+from interlat.core import InterlatError
+
+pytest.importorskip('textworld', reason='the stock engine is not installed: `make test` brings it')
+pytest.importorskip('alfworld', reason='the stock engine is not installed: `make test` brings it')
+
+ARCHIVE = Path(__file__).resolve().parents[2]/'shared'/'data'/'alfworld_json_2.1.1.tar.xz'
+
+# (where the games come from, how many, random steps in each); without the archive, other full scenes stand in for the official games
+SOURCES = [('official' if ARCHIVE.exists() else 'full/train', 12, 16), ('full/valid_unseen', 6, 24), ('small/train', 24, 88),
+           ('small/valid_unseen', 18, 88)]
+PLAN = [(source, k, steps) for source, n, steps in SOURCES for k in range(n)]
+
+
+def official_games(folder):
+    "Twelve official games, two of each type, from all over the archive."
+    with tarfile.open(ARCHIVE) as archive:
+        names = sorted(archive.getnames())
+        of_type = [[n for n in names if f'/{kind}-' in n] for kind in TASK_TYPES]
+        wanted = {n for mine in of_type for n in (mine[len(mine)//4], mine[-1])}
+        for member in archive:
+            if member.name in wanted:
+                (folder/member.name).parent.mkdir(parents=True)
+                (folder/member.name).write_bytes(archive.extractfile(member).read())
+    return [f for split in ('train', 'valid_seen') for f in find_games(folder, split)]
+
+
+@pytest.fixture(scope='module')
+def games(tmp_path_factory):
+    "The files of every source, made or extracted when first asked for."
+    made, folder = {}, tmp_path_factory.mktemp('games')
+
+    def files(source):
+        if source not in made:
+            size, _, split = source.partition('/')
+            n = next(n for s, n, _ in SOURCES if s == source)
+            made[source] = official_games(folder) if size == 'official' else generate_games(folder/size, n, split, seed=7, size=size)
+        return made[source]
+    return files
+
+
+def some_command(rng, game, seen):
+    "Mostly an admissible command, more often a doing than a going one; at times one that may well not be admissible, or is nonsense."
+    doing = [c for c in seen.admissible_commands if not c.startswith('go to')]
+    luck = rng.random()
+    if luck < .05: return rng.choice(['dance', 'Look', '', 'go to nowhere 9', 'take', 'put all', ' inventory '])
+    if luck < .15:
+        o, r = rng.choice(list(game.things)), rng.choice(list(game.receptacles))
+        verb = rng.choice(['take {} from {}', 'move {} to {}', 'heat {} with {}', 'cool {} with {}', 'clean {} with {}', 'slice {} with {}'])
+        return verb.format(o, r)
+    return rng.choice(doing if luck < .7 else seen.admissible_commands)
+
+
+def both(engines, command=None):
+    "The same command (or a reset) to both engines; they have to show the same."
+    native, stock = (env.reset() if command is None else env.step(command) for env in engines)
+    assert native == stock, f'after {command!r}'
+    return native
+
+
+@pytest.mark.parametrize('source, k, steps', PLAN, ids=[f'{s}-{k}' for s, k, _ in PLAN])
+def test_engines_agree(games, source, k, steps):
+    file = games(source)[k]
+    game, rng = read_game(file), random.Random(k)
+    engines = GameEnv(file, max_steps=steps), GameEnv(file, 'textworld', max_steps=steps)
+    seen = both(engines)
+    for _ in range(steps):
+        command = some_command(rng, game, seen)
+        seen = both(engines, command)
+        if seen.done: seen = both(engines)
+    if engines[0].steps: both(engines)
+    for command in game.walkthrough:
+        assert not seen.done or command == game.walkthrough[0]
+        seen = both(engines, command)
+    assert seen.won and seen.done
+
+
+def test_the_plan_is_large_enough(games):
+    assert len(PLAN) >= 60 and sum(steps for *_, steps in PLAN) >= 4000
+    for source, n, _ in SOURCES:
+        kinds = [task_type(f) for f in games(source)]
+        assert len(kinds) == n and {*kinds} == {*TASK_TYPES}
+
+
+def test_stock_tools_find_generated_games(games, tmp_path, monkeypatch):
+    monkeypatch.setenv('ALFWORLD_DATA', str(tmp_path))
+    from alfworld.agents.environment.alfred_tw_env import AlfredTWEnv
+    files = games('small/valid_unseen')
+    config = dict(dataset=dict(eval_ood_data_path=str(files[0].parents[2]), num_eval_games=-1),
+                  env=dict(goal_desc_human_anns_prob=0, task_types=[1, 2, 3, 4, 5, 6]))
+    found = AlfredTWEnv(config, train_eval='eval_out_of_distribution').game_files
+    assert sorted(found) == sorted(map(str, files))
+
+
+def test_stock_engine_leaves_no_trace(games, tmp_path, monkeypatch):
+    import os, sys
+    monkeypatch.setattr(sys, 'argv', ['mine', '--flag'])
+    monkeypatch.setenv('HOME', str(tmp_path))
+    data = os.environ.get('ALFWORLD_DATA')
+    env = GameEnv(games('small/train')[0], 'textworld')
+    env.reset()
+    assert sys.argv == ['mine', '--flag'] and os.environ.get('ALFWORLD_DATA') == data and not (tmp_path/'.cache').exists()
+
+
+def test_stock_engine_gets_no_foreign_grammar(games, tmp_path):
+    file, marker = tmp_path/'game.tw-pddl', tmp_path/'ran'
+    text = games('small/train')[0].read_text()
+    code = "{open('" + str(marker) + "', 'w')}"
+    file.write_text(text.replace('You are not carrying anything.', code))
+    with pytest.raises(InterlatError, match="not ALFWorld's own, and the stock engine would run it as code"): GameEnv(file, 'textworld')
+    env = GameEnv(file)
+    env.reset()
+    assert env.step('inventory').observation == 'You are not carrying anything.' and not marker.exists()

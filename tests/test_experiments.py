@@ -1,0 +1,20 @@
+"Every experiment runs with its default parameters, which are small enough for a minute on a CPU."
+import pytest
+from notebooks import EXPERIMENTS, ROOT
+
+from interlat.runs import notebook_parameters, run_notebook
+
+
+@pytest.mark.parametrize('path', EXPERIMENTS, ids=lambda p: p.stem)
+def test_experiment_runs_with_its_defaults(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    figures = tmp_path/'figures' if 'figures' in notebook_parameters(path) else None
+    manifest = run_notebook(path, {}, tmp_path/'run', figures)
+    assert manifest['state'] == 'done' and manifest['stages'], 'an experiment times its stages'
+    assert all(s['state'] == 'done' for s in manifest['stages'])
+
+
+@pytest.mark.parametrize('path', EXPERIMENTS, ids=lambda p: p.stem)
+def test_parameter_files_fit_their_notebook(path):
+    from interlat.runs import check_parameters, read_parameters
+    for file in path.parent.glob(f'{path.stem}*.yaml'): check_parameters(path, read_parameters(file))

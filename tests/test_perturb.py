@@ -1,0 +1,121 @@
+"Each variant keeps what it promises and nothing else."
+from dataclasses import replace
+import pytest, torch
+from interlat.core import InterlatError
+from interlat.message import LatentMessage
+from interlat.perturb import VARIANTS, haar, perturb, random_rot
+
+NAMES = ['latent', 'text', 'no_comm', 'cross_task', 'white_noise', 'cov_noise_0.5', 'cov_noise_1.0', 'cov_gauss_0', 'cov_gauss_mu', 'random_rot']
+NOISY = NAMES[4:]
+
+def gen(seed=0): return torch.Generator().manual_seed(seed)
+
+def message(n=12, width=32, seed=0, task_id='t', dtype=torch.float32, sender='s'):
+    g = gen(seed)
+    h = torch.randn(n, width, generator=g) @ torch.randn(width, width, generator=g) + 5*torch.randn(width, generator=g)
+    return LatentMessage(h.to(dtype), list(range(n)), 'plan', task_id, sender)
+
+def samples(variant, m, n=4000):
+    "Many draws of one variant, (n, L, D) float64."
+    g = gen(1)
+    return torch.stack([perturb(m, variant, generator=g).h.double() for _ in range(n)])
+
+def test_names_and_channels():
+    assert list(VARIANTS) == NAMES and all(v.name == k and v.doc for k, v in VARIANTS.items())
+    assert {k: v.channel for k, v in VARIANTS.items() if v.channel != 'latent'} == {'text': 'text', 'no_comm': 'none'}
+
+@pytest.mark.parametrize('variant', NAMES)
+@pytest.mark.parametrize('dtype', (torch.float32, torch.bfloat16))
+def test_input_is_never_modified(variant, dtype):
+    m, other = message(dtype=dtype), message(seed=1, task_id='u', dtype=dtype)
+    before = m.h.clone(), other.h.clone(), list(m.token_ids)
+    state = torch.get_rng_state()
+    out = perturb(m, variant, other=other, generator=gen())
+    assert torch.equal(m.h, before[0]) and torch.equal(other.h, before[1]) and m.token_ids == before[2]
+    assert torch.equal(torch.get_rng_state(), state)
+    if out is None: return
+    assert out.h.dtype == dtype and out.h.shape == m.h.shape and out.token_ids == m.token_ids
+
+@pytest.mark.parametrize('variant', NOISY)
+def test_seeds(variant):
+    m = message()
+    a, b, c = (perturb(m, variant, generator=gen(s)).h for s in (0, 0, 1))
+    assert torch.equal(a, b) and not torch.equal(a, c) and not torch.equal(a, m.h)
+    default = perturb(m, variant).h
+    assert torch.equal(default, perturb(m, variant).h)
+    assert not torch.equal(default, perturb(replace(m, task_id='u'), variant).h)  # another task, other noise
+
+def test_what_passes_unchanged():
+    m, other = message(), message(seed=1, task_id='u', n=7)
+    assert torch.equal(perturb(m, 'latent').h, m.h) and torch.equal(perturb(m, 'text').h, m.h)
+    assert perturb(m, 'no_comm') is None
+    assert torch.equal(perturb(m, 'cross_task', other=other).h, other.h)
+
+@pytest.mark.parametrize('shape', ((2, 8), (12, 32), (33, 32), (200, 16), (60, 512)))
+@pytest.mark.parametrize('dtype', (torch.float32, torch.float64))
+def test_rotation_preserves_mean_and_covariance(shape, dtype):
+    "The published code's does not (fault 15). L < D, L = D+1 and L > D alike."
+    m = message(*shape, dtype=dtype)
+    out, h = perturb(m, 'random_rot', generator=gen(3)).h.double(), m.h.double()
+    tol = 1e-6 if dtype == torch.float32 else 1e-12
+    scale = h.abs().max()
+    assert (out.mean(0) - h.mean(0)).abs().max() < tol*scale
+    assert (out.T.cov() - h.T.cov()).abs().max() < tol*scale**2
+    if shape[0] > 2: assert (out - h).norm() > .5*(h - h.mean(0)).norm()  # and it is another message
+
+def test_rotation_stays_in_the_row_space():
+    h = message(6, 32).h.double()
+    x, y = h - h.mean(0), random_rot(message(6, 32), gen()) - h.mean(0)
+    residual = y - y @ torch.linalg.pinv(x) @ x
+    assert residual.abs().max() < 1e-9
+
+def test_rotation_of_a_message_that_repeats_states():
+    "Rank far below L-1, down to 0: no division by a vanishing singular value."
+    h = message(3, 16).h[[0, 1, 2, 0, 1, 2, 0, 1]]
+    for part in (h, h[:1].expand(8, 16)):
+        m = LatentMessage(part, [0]*8, '', 't', 's')
+        out = perturb(m, 'random_rot', generator=gen()).h
+        assert torch.allclose(out.mean(0), part.mean(0), atol=1e-5)
+        assert torch.allclose(out.T.cov(), part.T.cov(), atol=1e-3)
+
+def test_haar():
+    q = torch.stack([haar(3, g) for g in [gen()] for _ in range(6000)])
+    assert torch.allclose(q.mT @ q, torch.eye(3, dtype=q.dtype).expand_as(q))
+    assert q.mean(0).abs().max() < .03                          # no preferred direction, diagonal included
+    assert (q.square().mean(0) - 1/3).abs().max() < .02
+    assert abs(torch.linalg.det(q).mean()) < .05                # reflections as often as rotations
+    fixed = torch.linalg.qr(torch.randn(3, 3, generator=gen(5), dtype=q.dtype))[0]
+    assert ((fixed @ q).diagonal(dim1=1, dim2=2).sum(1).var() - q.diagonal(dim1=1, dim2=2).sum(1).var()).abs() < .1
+
+def test_white_noise_moments():
+    x = samples('white_noise', message(), 1000).flatten(0, 1)
+    assert x.mean(0).abs().max() < .05 and (x.T.cov() - torch.eye(32)).abs().max() < .06
+
+@pytest.mark.parametrize('variant, strength', (('cov_noise_0.5', .5), ('cov_noise_1.0', 1.)))
+def test_added_noise_moments(variant, strength):
+    m = message(8, 6)
+    noise = samples(variant, m) - m.h.double()
+    cov = m.h.double().T.cov()
+    x = noise.flatten(0, 1)
+    assert (x.mean(0) / cov.diag().sqrt()).abs().max() < .03
+    assert (x.T.cov() - strength**2*cov).abs().max() < .05*cov.diag().max()
+    assert (noise[:, 0]*noise[:, 1]).mean(0).abs().max() < .06*cov.diag().max()  # states get independent noise
+
+@pytest.mark.parametrize('variant, centred', (('cov_gauss_0', 0), ('cov_gauss_mu', 1)))
+def test_resampled_moments(variant, centred):
+    m = message(8, 6)
+    x, h = samples(variant, m).flatten(0, 1), m.h.double()
+    cov = h.T.cov()
+    assert ((x.mean(0) - centred*h.mean(0)) / cov.diag().sqrt()).abs().max() < .03
+    assert (x.T.cov() - cov).abs().max() < .05*cov.diag().max()
+
+def test_refusals():
+    m = message()
+    with pytest.raises(InterlatError, match="unknown condition 'loud'; choose from latent, text, no_comm, cross_task, white_noise"): perturb(m, 'loud')
+    with pytest.raises(InterlatError, match='pass other='): perturb(m, 'cross_task')
+    with pytest.raises(InterlatError, match="same task 't'"): perturb(m, 'cross_task', other=message(seed=1))
+    with pytest.raises(InterlatError, match="found one of 'x', width 32"): perturb(m, 'cross_task', other=message(task_id='u', sender='x'))
+    with pytest.raises(InterlatError, match="found one of 's', width 16"): perturb(m, 'cross_task', other=message(task_id='u', width=16))
+    for variant in NOISY[1:]:
+        with pytest.raises(InterlatError, match="message for 't' has 1 state; a covariance needs at least 2"): perturb(m[:1], variant)
+    assert len(perturb(m[:1], 'white_noise')) == 1

@@ -1,0 +1,130 @@
+"The repository keeps its own rules: notebooks, modules and README agree, and nothing is left lying about."
+import ast, csv, os, re, shutil, subprocess, sys
+from pathlib import Path
+
+import pytest
+from notebooks import ALL, EXPERIMENTS, LIBRARY, ROOT, cells, module, number
+
+ids = lambda p: p.stem
+
+
+def tracked():
+    "Files that git tracks, or would track after `git add`."
+    names = subprocess.run(['git', 'ls-files', '-co', '--exclude-standard'], cwd=ROOT, text=True, check=True, capture_output=True)
+    return [p for p in (ROOT/n for n in names.stdout.splitlines()) if p.exists()]
+
+
+@pytest.fixture(scope='module')
+def exported(tmp_path_factory):
+    "A copy of the repository after `nbdev_export` and `nbdev_clean`."
+    copy = tmp_path_factory.mktemp('copy')/'repo'
+    copy.mkdir()
+    for name in ('nbs', 'interlat'): shutil.copytree(ROOT/name, copy/name, ignore=shutil.ignore_patterns('__pycache__', '.ipynb_checkpoints'))
+    for name in ('settings.ini', 'setup.py'): shutil.copy(ROOT/name, copy/name)
+    env = {k: v for k, v in os.environ.items() if k != 'IN_TEST'}
+    for tool in ('export', 'clean'):
+        subprocess.run([Path(sys.executable).with_name(f'nbdev_{tool}')], cwd=copy, env=env, check=True, capture_output=True)
+    return copy
+
+
+def changed(old, new, pattern):
+    "Names of files that are not the same in both folders."
+    names = {p.relative_to(d) for d in (old, new) for p in d.rglob(pattern) if not {'__pycache__', '.ipynb_checkpoints'} & set(p.parts)}
+    read = lambda p: p.read_bytes() if p.exists() else None
+    return sorted(str(n) for n in names if read(old/n) != read(new/n))
+
+
+def test_modules_are_what_the_notebooks_export(exported):
+    assert changed(ROOT/'interlat', exported/'interlat', '*.py') == [], 'run `make prepare`'
+
+
+def test_notebooks_are_clean(exported):
+    assert changed(ROOT/'nbs', exported/'nbs', '*.ipynb') == [], 'run `make prepare`'
+
+
+def test_every_module_has_a_notebook():
+    modules = {p.stem for p in (ROOT/'interlat').rglob('*.py')} - {'__init__', '_modidx'}
+    assert modules == {module(p) for p in LIBRARY}
+
+
+@pytest.mark.parametrize('path', LIBRARY, ids=ids)
+def test_imports_go_to_lower_numbers(path):
+    order = {module(p): number(p) for p in LIBRARY}
+    used = {m for c in cells(path) if c['cell_type'] == 'code' for m in re.findall(r'(?:from|import) interlat\.(\w+)', c['source'])}
+    later = sorted(m for m in used if order.get(m, '99') >= number(path) and m != module(path))
+    assert later == [], f'{path.name} is {number(path)}'
+
+
+@pytest.mark.parametrize('path', LIBRARY, ids=ids)
+def test_library_notebook_opens_as_the_grammar_says(path):
+    first, title, *rest = cells(path)
+    imports = next(c for c in rest if c['cell_type'] == 'code')
+    assert first['cell_type'] == 'code' and module(path), 'cell 0 is `#| default_exp name`, alone'
+    assert title['cell_type'] == 'markdown' and re.match(r'# \S.*\n\n> \S[^\n]*$', title['source'])
+    assert imports['source'].startswith('#| export')
+    kinds = {type(node) for node in ast.parse(imports['source']).body}
+    assert kinds <= {ast.Import, ast.ImportFrom}, 'the first exported cell holds imports only'
+
+
+@pytest.mark.parametrize('path', EXPERIMENTS, ids=ids)
+def test_experiment_opens_as_the_grammar_says(path):
+    all_cells = cells(path)
+    assert re.match(r'# E\d+ · \S.*\n\n> \S', all_cells[0]['source'])
+    assert [c for c in all_cells if 'default_exp' in c['source'] or c['source'].startswith('#| export')] == []
+    tagged = [c['source'] for c in all_cells if 'parameters' in c['metadata'].get('tags', [])]
+    assert len(tagged) == 1
+    for node in ast.parse(tagged[0]).body:
+        assert isinstance(node, (ast.Assign, ast.AnnAssign)), 'parameters are assignments of literals'
+        ast.literal_eval(node.value)
+
+
+@pytest.mark.parametrize('path', EXPERIMENTS, ids=ids)
+def test_experiment_template_keeps_no_outputs(path):
+    assert [c['source'][:60] for c in cells(path) if c.get('outputs')] == []
+
+
+@pytest.mark.parametrize('path', ALL, ids=ids)
+def test_notebook_is_small_and_quiet(path):
+    assert path.stat().st_size <= 300_000
+    outputs = [(c, o) for c in cells(path) for o in c.get('outputs', [])]
+    assert [c['source'][:60] for c in cells(path) if c.get('execution_count') is not None] == []
+    assert [c['source'][:60] for c, o in outputs if o.get('name') == 'stderr' or o['output_type'] == 'error'] == []
+
+
+def test_readme_is_the_index_notebook():
+    from nbconvert import MarkdownExporter
+    from traitlets.config import Config
+    hide = dict(enabled=True, remove_input_tags={'hide_input'})
+    text, _ = MarkdownExporter(config=Config(TagRemovePreprocessor=hide)).from_filename(str(ROOT/'nbs'/'index.ipynb'))
+    assert (ROOT/'README.md').read_text(encoding='utf-8').strip() == text.replace('](../', '](').strip(), 'run `make readme`'
+
+
+def test_readme_shows_the_tables_that_are_kept():
+    text = (ROOT/'README.md').read_text(encoding='utf-8')
+    rows = csv.DictReader((ROOT/'data'/'demo'/'summary.csv').open(encoding='utf-8'))
+    assert [r['condition'] for r in rows if f"| `{r['condition']}` | {r['successes']} of {r['n']} |" not in text] == []
+
+
+def test_readme_links_lead_somewhere():
+    links = re.findall(r'\]\(([^)#\s]+)', (ROOT/'README.md').read_text(encoding='utf-8'))
+    assert [x for x in links if not x.startswith('http') and not (ROOT/x).exists()] == []
+
+
+def test_no_machine_paths_and_no_package_hosts():
+    bad = re.compile(r'/(?:home|Users|root|opt|work)/\w|\bpypi[.]org|pythonhosted[.]org|download[.]pytorch[.]org')
+    text = {p: p.read_bytes().decode('utf-8', 'ignore') for p in tracked() if p.suffix not in {'.safetensors', '.png'}}
+    assert {str(p.relative_to(ROOT)): m[0] for p, t in text.items() if (m := bad.search(t))} == {}
+
+
+def test_tracked_files_stay_small():
+    assert [str(p.relative_to(ROOT)) for p in tracked() if p.stat().st_size > 8_000_000] == []
+
+
+def test_pins_cover_every_requirement():
+    from configparser import ConfigParser
+    config = ConfigParser(delimiters=['='], interpolation=None)
+    config.read(ROOT/'settings.ini')
+    norm = lambda name: re.sub(r'[-_.]+', '-', name).lower()
+    wanted = {norm(re.match(r'[\w.-]+', r)[0]) for k, v in config['DEFAULT'].items() if k.endswith('requirements') for r in v.split()}
+    pins = {norm(line.split('==')[0]) for line in (ROOT/'constraints.txt').read_text().splitlines() if '==' in line}
+    assert sorted(wanted - pins) == []

@@ -1,0 +1,93 @@
+"What a run leaves behind when it is killed, fails or is run twice, and whose kernel it uses."
+import json, os, signal, subprocess, sys, time
+
+import nbformat.v4 as nbf
+import pytest
+from notebooks import ROOT
+
+from interlat.core import InterlatError
+from interlat.runs import RunFailed, check_parameters, run_notebook
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    "Make an experiment notebook with the given body."
+    def make(body, params="seed = 0\nout = 'run'", kernel='python3'):
+        cells = [nbf.new_code_cell(params, metadata=dict(tags=['parameters'])), nbf.new_code_cell(body)]
+        spec = dict(name=kernel, display_name=kernel, language='python')
+        path = tmp_path/'E00_x.ipynb'
+        path.write_text(json.dumps(nbf.new_notebook(cells=cells, metadata=dict(kernelspec=spec))))
+        return path
+    return make
+
+
+def test_the_kernel_is_this_python_whatever_is_registered(experiment, tmp_path, monkeypatch):
+    spec = tmp_path/'jupyter'/'kernels'/'python3'
+    spec.mkdir(parents=True)
+    (spec/'kernel.json').write_text(json.dumps(dict(argv=['false'], display_name='trap', language='python')))
+    monkeypatch.setenv('JUPYTER_PATH', str(tmp_path/'jupyter'))
+    code = "import sys; from pathlib import Path; Path(out, 'python.txt').write_text(sys.executable)"
+    run_notebook(experiment(code, kernel='somebody-elses'), {}, tmp_path/'run')
+    assert (tmp_path/'run'/'python.txt').read_text() == sys.executable
+
+
+def test_progress_bars_reach_the_terminal(experiment, tmp_path, capfd):
+    run_notebook(experiment("from tqdm.auto import tqdm\nfor _ in tqdm(range(3), 'steps'): pass\nprint('the end')"), {}, tmp_path/'run')
+    seen = capfd.readouterr()
+    assert 'steps: 100%' in seen.err and '3/3' in seen.err and 'the end' in seen.out
+
+
+def test_the_trainer_draws_a_plain_bar_too(experiment, tmp_path):
+    body = "from pathlib import Path; from transformers.trainer import DEFAULT_PROGRESS_CALLBACK as c; Path(out, 'bar.txt').write_text(c.__name__)"
+    run_notebook(experiment(body), {}, tmp_path/'run')
+    assert (tmp_path/'run'/'bar.txt').read_text() == 'ProgressCallback'
+
+
+def test_a_second_run_starts_its_stages_afresh(experiment, tmp_path):
+    path = experiment("from interlat.runs import stage\nwith stage(out, 'one'): pass")
+    for _ in range(2): manifest = run_notebook(path, {}, tmp_path/'run')
+    assert [s['stage'] for s in manifest['stages']] == ['one']
+
+
+def test_a_failure_keeps_the_copy_and_the_stages(experiment, tmp_path):
+    with pytest.raises(RunFailed, match='KeyError.*nowhere.*E00_x.ipynb'):
+        run_notebook(experiment("print('so far')\n{}['nowhere']"), {}, tmp_path/'run')
+    assert 'so far' in (tmp_path/'run'/'E00_x.ipynb').read_text()
+    assert json.loads((tmp_path/'run'/'manifest.json').read_text())['state'] == 'failed'
+
+
+def test_parameters_must_be_literals(experiment):
+    with pytest.raises(InterlatError, match='must be literals'): check_parameters(experiment('1', 'seed = 1 + len([])'), {})
+
+
+def command(*args, cwd):
+    code = 'from interlat.cli import main_run; main_run()'
+    return [sys.executable, '-c', code, *map(str, args)], dict(cwd=cwd, text=True, env=dict(os.environ, PYTHONPATH=str(ROOT)))
+
+
+def test_command_line(experiment, tmp_path):
+    path = experiment("print('seed', seed)")
+    args, kw = command(path, '-p', 'seed', '7', '--out', tmp_path/'run', cwd=tmp_path)
+    done = subprocess.run(args, capture_output=True, **kw)
+    assert done.returncode == 0 and 'seed 7' in done.stdout and 'manifest.json' in done.stdout
+    assert json.loads((tmp_path/'run'/'manifest.json').read_text())['parameters']['seed'] == 7
+
+
+def test_command_line_reports_a_failed_notebook_in_one_line(experiment, tmp_path):
+    args, kw = command(experiment('1/0'), '--out', tmp_path/'run', cwd=tmp_path)
+    failed = subprocess.run(args, capture_output=True, **kw)
+    assert failed.returncode == 1
+    assert failed.stderr.strip().splitlines()[-1].startswith('error: ZeroDivisionError: division by zero')
+
+
+def test_an_interrupted_run_says_so(experiment, tmp_path):
+    path = experiment("import time\nfrom pathlib import Path\nPath(out, 'started').touch()\ntime.sleep(60)")
+    args, kw = command(path, '--out', tmp_path/'run', cwd=tmp_path)
+    process = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **kw)
+    while not (tmp_path/'run'/'started').exists():
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert process.returncode != 0
+    assert json.loads((tmp_path/'run'/'manifest.json').read_text())['state'] == 'failed'
