@@ -40,7 +40,7 @@ def splice(
     labels:Tensor|None=None, # (B, T) token ids, -100 where nothing is supervised
     pad:str='right', # side that the result is padded on: 'right' to train, 'left' to generate
 )->Spliced:
-    "Insert a block into each row (Du et al. 2025, §3). Raises `InterlatError` for an `insert_at` outside its row."
+    "Insert a block into each row (Du et al. 2025, §2). Raises `InterlatError` for an `insert_at` outside its row."
     text, block_mask = attention_mask.bool(), block_mask.bool()
     if ((insert_at < 0) | (insert_at > text.sum(1))).any():
         raise InterlatError(f"insert_at must lie within the row's tokens {text.sum(1).tolist()}, found {insert_at.tolist()}")
@@ -94,7 +94,7 @@ def _one_line(e): return ' '.join(str(e).split())
 
 # %% ../nbs/10_actor.ipynb #e87716ac
 class ModelWithInsertedHiddenState(nn.Module):
-    "A causal LM with an adapter for messages (Du et al. 2025, §3). Raises `InterlatError` if the widths do not fit."
+    "A causal LM with an adapter for messages (Du et al. 2025, §2). Raises `InterlatError` if the widths do not fit."
     def __init__(self,
         base_model:nn.Module, # Hugging Face causal language model, width E
         prepended_length:int, # most states of a message that are read; longer ones are cut

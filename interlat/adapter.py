@@ -12,7 +12,7 @@ from .core import *
 
 # %% ../nbs/09_adapter.ipynb #6a1c6eb7
 class AdaptiveProjection(nn.Module):
-    "`(r + W2·LN(GELU(W1·r + b1)) + b2) · output_scale` with `r = scale·z` (`Du et al. 2025, §4`)."
+    "`(r + W2·LN(GELU(W1·r + b1)) + b2) · output_scale` with `r = scale·z` (Du et al. 2025, §2)."
     def __init__(self,
         hidden_size:int, # E, the actor's width
     ):
@@ -42,7 +42,7 @@ def _check_input(h, mask, width):
 
 # %% ../nbs/09_adapter.ipynb #d8b1b5a2
 class HiddenStateProcessor(nn.Module):
-    "Self-attention over a message and `AdaptiveProjection`: hidden states in, input embeddings out (`Du et al. 2025, §4`)."
+    "Self-attention over a message and `AdaptiveProjection`: hidden states in, input embeddings out (Du et al. 2025, §2)."
     def __init__(self,
         hidden_size:int, # E, the actor's width
         num_heads:int=8, # attention heads; must divide `hidden_size`

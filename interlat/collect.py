@@ -76,6 +76,12 @@ def through_end(
     return ids[:next((i for i,t in enumerate(ids) if t in ends), len(ids)-1)+1]
 
 # %% ../nbs/07_collect.ipynb #67fba765
+def _check_writing(max_new_tokens=800, temperature=0.):
+    "Raise `InterlatError` for settings that no plan can be written with."
+    if max_new_tokens < 1: raise InterlatError(f"max_new_tokens must be 1 or more, found {max_new_tokens}")
+    if temperature < 0: raise InterlatError(f"temperature must be 0 or more, found {temperature}")
+
+# %% ../nbs/07_collect.ipynb #0dd5add6
 @torch.no_grad()
 def write_plans(
     model, # causal language model in eval mode
@@ -85,8 +91,8 @@ def write_plans(
     temperature:float=0., # 0: the most probable token each time
     seeds:list[int]|None=None, # one a prompt, needed if the temperature is not 0
 )->list[list[int]]: # ids of each plan, its end token included if it came to one
-    "Continue each prompt, in one batch. Raises `InterlatError` for a bad temperature or missing seeds."
-    if temperature < 0: raise InterlatError(f"temperature must be 0 or more, found {temperature}")
+    "Continue each prompt, in one batch. Raises `InterlatError` for a bad temperature or length, or missing seeds."
+    _check_writing(max_new_tokens, temperature)
     if temperature and len(seeds or []) != len(prompts):
         raise InterlatError(f"sampling needs a seed for each of the {len(prompts)} prompts, found {len(seeds or [])}")
     config = greedy_config(model, tokenizer, max_new_tokens)
@@ -103,7 +109,7 @@ def read_states(
     plans:list[list[int]], # L token ids of each plan
     layer:int=-1, # which of the hidden states; -1, the last, is after the final norm
 )->list[Tensor]: # (L, D) of each plan, on the CPU, in the model's number type
-    "The state from which each token of the plans is predicted (Du et al. 2025, §3). Raises `InterlatError` for an unknown layer."
+    "The state from which each token of the plans is predicted (Du et al. 2025, §1). Raises `InterlatError` for an unknown layer."
     depth = model.config.num_hidden_layers
     if not -depth-1 <= layer <= depth: raise InterlatError(f"layer must lie between {-depth-1} and {depth}, found {layer}")
     rows = [torch.tensor([*p, *y[:-1]]) for p,y in zip(prompts, plans)]
@@ -140,11 +146,12 @@ def collect(
     progress:bool=True, # show a progress bar
     **writing, # `max_new_tokens`, `temperature`, `layer`: as in `generate_messages`
 )->MessageStore: # `store`
-    "Write a message for each task that has none yet (Du et al. 2025, §3). Raises `InterlatError` if the store is another model's."
+    "Write a message for each task that has none yet (Du et al. 2025, §1). Raises `InterlatError` if the store is another model's."
     if not store.sender:
         raise InterlatError(f"{store} does not know whose messages it keeps; open it as MessageStore(path, sender='name of the model')")
     if batch_size < 1: raise InterlatError(f"batch_size must be 1 or more, found {batch_size}")
     layer = writing.get('layer', -1)
+    _check_writing(**{k: v for k,v in writing.items() if k != 'layer'})
     store.check(width=model.get_input_embeddings().embedding_dim, layer=layer)
     twice = [t for t,n in Counter(t.task_id for t in tasks).items() if n > 1]
     if twice: raise InterlatError(f"task ids must be unique, found {twice[0]!r} more than once")

@@ -60,12 +60,15 @@ def derive_seed(
 def resolve_device(
     device:str='auto', # 'auto', 'cpu', 'cuda', 'cuda:1', 'mps'
 )->'torch.device':
-    "The device to use: `'auto'` takes a GPU if one is at hand."
+    "The device to use: `'auto'` takes a GPU if one is at hand. Raises `InterlatError` for one that is not."
     import torch
     if device == 'auto':
         device = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
-    try: return torch.device(device)
+    try: found = torch.device(device)
     except RuntimeError as e: raise InterlatError(f"unknown device {device!r}; use auto, cpu, cuda, cuda:N or mps") from e
+    there = dict(cpu=1, cuda=torch.cuda.device_count(), mps=int(torch.backends.mps.is_available()))
+    if (found.index or 0) >= there.get(found.type, 0): raise InterlatError(f"this machine has no device {device!r}; use auto or cpu")
+    return found
 
 # %% ../nbs/00_core.ipynb #a26dbf72
 def resolve_dtype(
@@ -86,9 +89,10 @@ def write_atomic(
     path:str|Path, # file to write; its folder is made
     content:str|bytes, # all of it
 )->Path: # `path`
-    "Write `content` to `path` in one step: readers see the old file or the new one, never a part."
+    "Write `content` to `path` in one step: readers see the old file or the new one, never a part. Raises `InterlatError` if its folder cannot be made."
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try: path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as e: raise InterlatError(f"cannot make the folder {path.parent}: {e.strerror}") from e
     tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with open(tmp, 'wb') as f:
         f.write(content.encode() if isinstance(content, str) else content)

@@ -19,7 +19,7 @@ def sample_rates(
     generator:torch.Generator, # CPU generator; the same state gives the same rates
     pure:float=0., # probability of pure latents, on top of the 1 in 11 of `RATES`
 )->Tensor: # (n,) float64, each in `RATES`
-    "Draw a replacement rate for each of `n` messages (`Du et al. 2025, §4`); `pure` outside [0, 1] raises `InterlatError`."
+    "Draw a replacement rate for each of `n` messages (Du et al. 2025, §3); `pure` outside [0, 1] raises `InterlatError`."
     if not 0 <= pure <= 1: raise InterlatError(f"pure is a probability in [0, 1], found {pure}")
     rates = torch.tensor(RATES, dtype=torch.float64)[torch.randint(len(RATES), (n,), generator=generator)]
     return torch.where(torch.rand(n, generator=generator) < pure, 0., rates)
@@ -31,7 +31,7 @@ def mix(
     mask:Tensor, # (B, L) bool, True = real
     rates:Tensor, # (B,) in [0, 1]: the part of each message to replace
 )->Tensor: # (B, L, E)
-    "Plan embeddings in the first `⌊r·L_i⌋` real positions of row i, latents in the others (`Du et al. 2025, §4`)."
+    "Plan embeddings in the first `⌊r·L_i⌋` real positions of row i, latents in the others (Du et al. 2025, §3)."
     if latents.shape != plan_embeds.shape: raise InterlatError(
         f"latents {tuple(latents.shape)} and plan embeddings {tuple(plan_embeds.shape)} must line up position by position")
     if rates.shape != mask.shape[:1] or mask.shape != latents.shape[:2]: raise InterlatError(

@@ -84,7 +84,7 @@ def partners(
     games, found = sorted(games, key=lambda g: g.task_id), {}
     for g in games:
         others = [o.task_id for o in games if o.task_type != g.task_type]
-        if not others: raise InterlatError(f"cross_task needs games of at least two types, found only {g.task_type}")
+        if not others: raise InterlatError(f"cross_task needs games of at least two types, found only {g.task_type}; take more games, or leave cross_task out")
         found[g.task_id] = others[derive_seed(seed, 'cross_task', g.task_id) % len(others)]
     return found
 

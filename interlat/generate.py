@@ -52,7 +52,7 @@ def _header():
 
 def problem_text(
     rng:random.Random, # draws the coordinates in the objects' ids
-    draft:Draft,
+    draft:Draft, # the game to write down
     trial:str, # name of the trial
 )->str: # the planning problem
     "A draft as PDDL, goal included."
@@ -109,7 +109,7 @@ def expert_plan(
 
 # %% ../nbs/04c_generate.ipynb #25a62f99
 def certify(
-    game:Game,
+    game:Game, # with its walkthrough
 )->None:
     "Play the walkthrough; raises `InterlatError` at a command that is not admissible, or unless exactly the last one wins."
     engine = NativeEngine(game)

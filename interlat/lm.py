@@ -7,6 +7,7 @@ __all__ = ['PRESETS', 'BOP', 'EOP', 'load_tokenizer', 'load_lm', 'Chat', 'render
            'add_message_tokens', 'plan_token_ids']
 
 # %% ../nbs/06_lm.ipynb #2d5f8235
+import json
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -27,14 +28,21 @@ def _source(name):
         raise InterlatError(f"model not found: {name}; give a folder, a .gguf file, a hub id or one of {', '.join(PRESETS)}")
     return str(name), {}
 
-# %% ../nbs/06_lm.ipynb #f2e4e8f6
+# %% ../nbs/06_lm.ipynb #bedd38c5
+def _tokenizer_class(src):
+    "The class to load the tokenizer of a folder or hub id with."
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    config = Path(src)/'tokenizer_config.json'
+    named = json.loads(config.read_text()).get('tokenizer_class') if config.exists() else None
+    return PreTrainedTokenizerFast if named in ('TokenizersBackend', 'PreTrainedTokenizerFast') else AutoTokenizer
+
+# %% ../nbs/06_lm.ipynb #63d89658
 def load_tokenizer(
     name:str|Path, # preset, folder, `.gguf` file or hub id
 )->'PreTrainedTokenizerFast':
     "The tokenizer of `name`, with a padding token. Raises `InterlatError` where there is none to load."
-    from transformers import AutoTokenizer
     src, kw = _source(name)
-    try: tok = AutoTokenizer.from_pretrained(src, **kw)
+    try: tok = _tokenizer_class(src).from_pretrained(src, **kw)
     except (OSError, ValueError, ImportError) as e: raise InterlatError(f"cannot load the tokenizer of {name}: {_first_line(e)}") from e
     if tok.pad_token_id is None: tok.pad_token = tok.eos_token
     return tok

@@ -47,7 +47,7 @@ def separation_loss(
     logits:Tensor, # (S, V) with the task's own message
     other_logits:Tensor, # (S, V) with another task's message, the same positions
 )->Tensor: # scalar in [-ln 2, 0]
-    "Conditional separation: minus the mean Jensen–Shannon divergence over supervised tokens (`Du et al. 2025, §4`)."
+    "Conditional separation: minus the mean Jensen–Shannon divergence over supervised tokens (Du et al. 2025, §3)."
     return -js_divergence(logits, other_logits).mean()
 
 # %% ../nbs/11_losses.ipynb #e441af63
@@ -57,7 +57,7 @@ def alignment_loss(
     alpha:float=0.3, # weight of the cosine term
     beta:float=0.7, # weight of the KL term
 )->Tensor: # scalar, >= 0
-    "Plan alignment: KL(p_theta ‖ p_plan) and cosine distance of centred logits, per token (`Du et al. 2025, §4`)."
+    "Plan alignment: KL(p_theta ‖ p_plan) and cosine distance of centred logits, per token (Du et al. 2025, §3)."
     _check_rows(logits, plan_logits)
     plan_logits = plan_logits.detach()
     p, plan = _log_probs(logits), _log_probs(plan_logits)
@@ -81,7 +81,7 @@ def adaptive_weights(
     plan_loss:float|Tensor, # alignment loss
     contrast_loss:float|Tensor, # mean Jensen–Shannon divergence, nats: *minus* `separation_loss`
 )->tuple[float, float]: # (plan weight, contrast weight)
-    "`0.01 + 0.04·clip(plan/4, 0, 1)` and `0.01 + 0.49·clip(contrast/0.69, 0, 1)`, as in the published code of `Du et al. 2025`."
+    "`0.01 + 0.04·clip(plan/4, 0, 1)` and `0.01 + 0.49·clip(contrast/0.69, 0, 1)`, as in the published code of Du et al. 2025."
     plan, contrast = (float(x.detach() if isinstance(x, Tensor) else x) for x in (plan_loss, contrast_loss))
     if contrast < 0: raise InterlatError(f"contrast_loss is a divergence and cannot be negative, found {contrast:g}; pass -separation_loss")
     clip = lambda x: min(max(x, 0.), 1.)

@@ -123,7 +123,7 @@ def perturb(
     other:LatentMessage|None=None, # another task's message, for `cross_task`
     generator:torch.Generator|None=None, # source of randomness; None: seeded by the variant's and the task's name
 )->LatentMessage|None: # what arrives; None when nothing is sent
-    "The message as the condition `variant` delivers it (`Du et al. 2025, §5`); raises `InterlatError` on an unknown name or an unfit `other`."
+    "The message as the condition `variant` delivers it (Du et al. 2025, §5); raises `InterlatError` on an unknown name or an unfit `other`."
     v = check_variant(variant)
     if v.channel == 'none': return None
     if variant == 'cross_task': return _other_message(message, other)

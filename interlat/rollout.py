@@ -142,6 +142,7 @@ def play(
     messages = [None]*len(games) if messages is None else messages
     if len(messages) != len(games): raise InterlatError(f"{len(games)} games need as many messages (None where there is none), found {len(messages)}")
     if batch_size < 1: raise InterlatError(f"batch_size must be 1 or more, found {batch_size}")
+    if max_new_tokens < 1: raise InterlatError(f"max_new_tokens must be 1 or more, found {max_new_tokens}")
     actor.eval()
     waiting, seats = deque(range(len(games))), []
     while waiting or seats:

@@ -54,7 +54,7 @@ class Furniture:
 @dataclass(frozen=True)
 class Scene:
     "A room: its furniture and the classes of its objects."
-    furniture:tuple[Furniture,...]
+    furniture:tuple[Furniture,...] # all of it
     objects:frozenset[str] # classes
     starts:tuple[str,...] # places to stand where no furniture is
 
@@ -63,7 +63,7 @@ class Scene:
 
 # %% ../nbs/04bb_scenes.ipynb #efb59c42
 def coordinates(
-    rng:random.Random,
+    rng:random.Random, # draws the three numbers
 )->str: # e.g. '+00.68|-01.25|+03.99'
     "A made-up position, as ids spell it."
     return '|'.join(f'{rng.uniform(-4, 4):+06.2f}' for _ in range(3))
@@ -181,14 +181,14 @@ class Draft:
     scene:int # number
     target:str # class of the object to bring or to look at
     parent:str # class of receptacle to bring it to, '' when it is only looked at
-    furniture:tuple[Furniture,...]
+    furniture:tuple[Furniture,...] # the receptacles of the game
     objects:tuple[tuple[str,Furniture],...] # class, and where it lies
     start:str # the player's first place
 
 # %% ../nbs/04bb_scenes.ipynb #1b184f4b
 SIZES = dict(small=_small, full=_full)
 def draw(
-    rng:random.Random,
+    rng:random.Random, # makes all choices
     task_type:str, # one of `TASK_TYPES`
     split:str, # one of `SPLITS`
     size:str, # one of `SIZES`

@@ -59,7 +59,8 @@ def load_tasks(
 )->list[Task]:
     "Read tasks; raises `InterlatError` that names the line and the field at fault, or the id found twice."
     tasks, seen = [], {}
-    for n,line in enumerate(check_file(path, 'task file').read_text().splitlines(), 1):
+    for n,line in enumerate(check_file(path, 'task file').read_text(encoding='utf-8').split('\n'), 1):
+        if not line.strip(): continue
         try: task = Task(**json.loads(line))
         except (json.JSONDecodeError, TypeError, InterlatError) as e: raise InterlatError(f'{path}, line {n}: {e}') from e
         if task.task_id in seen: raise InterlatError(f'{path}, line {n}: task_id {task.task_id!r} stands on line {seen[task.task_id]} already')

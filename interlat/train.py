@@ -50,6 +50,7 @@ class ActorDataset(Dataset):
 
 # %% ../nbs/13_train.ipynb #7755e73c
 def _check_tasks(tasks, store):
+    "Raise `InterlatError` unless there are tasks, each with expert turns and, where there is a store, a message."
     if not tasks: raise InterlatError('no tasks to train on: the split is empty')
     silent = [t.task_id for t in tasks if not t.turns]
     if silent: raise InterlatError(f"{len(silent)} tasks have no expert turns, {silent[0]} the first; training needs a conversation to imitate")
@@ -103,7 +104,7 @@ class ActorCollator:
 # %% ../nbs/13_train.ipynb #a97d0d4b
 @dataclass
 class ActorArguments(TrainingArguments):
-    "Hugging Face's `TrainingArguments` and the weights of the objective; defaults from the paper (`Du et al. 2025, §3`)."
+    "Hugging Face's `TrainingArguments` and the weights of the objective; defaults from the paper (Du et al. 2025, §3)."
     channel:str='latent' # what the actor reads: one of `CHANNELS`
     separation_weight:float=1.0 # λ_S at the end of training
     separation_weight_start:float=0.1 # λ_S at its begin
@@ -112,13 +113,13 @@ class ActorArguments(TrainingArguments):
     alpha:float=0.3 # cosine part of the alignment
     beta:float=0.7 # KL part of the alignment
     pure_latents:float=0.0 # extra probability that a message is not mixed with its plan (r = 0)
-    learning_rate:float=1e-5
-    warmup_steps:float=0.03
-    num_train_epochs:float=10
-    per_device_train_batch_size:int=16
+    learning_rate:float=1e-5 # the largest, after the warm-up
+    warmup_steps:float=0.03 # below 1: part of all steps
+    num_train_epochs:float=10 # passes over the data; not in the paper, from the published code
+    per_device_train_batch_size:int=16 # B, conversations a step
     remove_unused_columns:bool=False # the collator needs them all
     dataloader_drop_last:bool=True # a last batch of one task would have no wrong message
-    report_to:str='none'
+    report_to:str='none' # no online log
 
     def __post_init__(self):
         if self.channel not in CHANNELS: raise InterlatError(f"unknown channel {self.channel!r}; use {', '.join(CHANNELS)}")
@@ -133,7 +134,7 @@ def objective(
     alpha:float=0.3, # cosine part of the alignment
     beta:float=0.7, # KL part of the alignment
 )->dict: # scalars: loss, task, separation, alignment
-    "The actor's training loss and its parts (`Du et al. 2025, §3`)."
+    "The actor's training loss and its parts (Du et al. 2025, §3)."
     chat = {k: batch[k] for k in ('input_ids','attention_mask','labels','insert_at')}
     mask, words = batch['message_mask'], model.plan_embeds(batch['mix_ids'])
     def read(h): return model(**chat, message_embeds=mix(model.embed_message(h, mask), words, mask, rates), message_mask=mask)
@@ -192,7 +193,7 @@ def train_actor(
     callbacks:list=(), # for `Trainer`
     resume_from_checkpoint:str|bool|None=None, # a checkpoint of an interrupted run; True: the last one in `args.output_dir`
 )->pd.DataFrame: # columns step, part, value: one row a logged number
-    "Train an actor on experts' conversations and messages; returns the tidy log."
+    "Train an actor on experts' conversations and messages; returns the tidy log. Raises `InterlatError` if they do not fit together."
     if (store is None) != (args.channel == 'none'):
         raise InterlatError(f"channel {args.channel!r} {'needs' if store is None else 'reads no'} messages; "
                             + ('give a store' if store is None else "give store=None"))

@@ -87,6 +87,8 @@ def test_games_refuses(tmp_path, refused):
     assert "unknown size 'huge'" in refused(cli.main_games, '--out', tmp_path, '--n', '1', '--size', 'huge')
     assert 'n must be' in refused(cli.main_games, '--out', tmp_path, '--n', '0')
     assert 'required: --n' in refused(cli.main_games, '--out', tmp_path)
+    (tmp_path/'a file').write_text('')
+    assert 'cannot make the folder' in refused(cli.main_games, '--out', tmp_path/'a file', '--n', '1')
     (tmp_path/'a.yaml').write_text('out: x\nn: 1\ncount: 3\n')
     assert 'count' in refused(cli.main_games, tmp_path/'a.yaml')
 
@@ -99,6 +101,11 @@ def test_collect_refuses(world, tmp_path, refused):
     assert 'nowhere' in line(model='nowhere')
     MessageStore(tmp_path/'foreign', sender='another model').append(LatentMessage(torch.randn(2, 32), [1, 2], 'go', 'g', 'another model'))
     assert 'another model' in line(out=tmp_path/'foreign')
+    small = 'sender', 'games', tmp_path/'store'
+    assert "no device 'cuda:99'" in line(*small, '--device', 'cuda:99')
+    assert "unknown dtype 'int4'" in line(*small, '--dtype', 'int4')
+    assert 'max_new_tokens must be 1 or more, found 0' in line(*small, '--max_new_tokens', '0', '--device', 'cpu')
+    assert 'temperature must be 0 or more, found -1' in line(*small, '--temperature', '-1', '--device', 'cpu')
     assert not (tmp_path/'store').exists()
 
 

@@ -75,15 +75,17 @@ def cast_without(tok):
     return Tokenizer.from_str(json.dumps(spec))
 
 
-def test_a_folder_loads_like_a_preset(tmp_path):
-    tok = train_tokenizer('llama', ['go to desk 1'], vocab_size=300)
-    model = tiny_lm('tiny-llama', tok, num_hidden_layers=1)
+@pytest.mark.parametrize('family', ['qwen2', 'llama'])
+def test_a_folder_loads_like_a_preset(tmp_path, family):
+    tok = train_tokenizer(family, ['go to desk 1']*9, vocab_size=300)
+    model = tiny_lm(f'tiny-{family}', tok, num_hidden_layers=1)
     with pytest.raises(InterlatError, match='model configuration not found'): load_lm(tmp_path)
     model.save_pretrained(tmp_path)
     tok.save_pretrained(tmp_path)
     again, same = load_lm(tmp_path, device='cpu')
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters())) and not again.training
     assert encode_chat(same, CHAT) == encode_chat(tok, CHAT)
+    assert same.tokenize('go to desk 1 !') == tok.tokenize('go to desk 1 !')
 
 
 def test_a_hub_id_without_network_says_so():

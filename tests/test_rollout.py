@@ -106,6 +106,7 @@ def test_bad_input_is_refused(table):
     bad("unknown engine 'quick'", games, engine='quick')
     bad('max_steps must be', games, max_steps=0)
     bad('batch_size must be 1 or more, found 0', games, batch_size=0)
+    bad('max_new_tokens must be 1 or more, found 0', games, max_new_tokens=0)
     bad("unknown channel 'smoke'", games, messages, channel='smoke')
     wide = [LatentMessage(torch.zeros(3, 48), [1, 2, 3], 'x', g.task_id, 's') for g in games]
     bad('message of width 48, but this adapter reads width 32', games, wide)

@@ -129,3 +129,65 @@ def test_an_interrupted_training_ends_with_the_same_weights(scene, tmp_path):
     whole = trained(tmp_path/'run')
     shutil.rmtree(tmp_path/'run'/'checkpoint-4')
     assert_close(trained(tmp_path/'run', resume=True), whole, atol=1e-6, rtol=0)
+
+
+def slow_rows(actor, batch, i, block):
+    "Logits at t-1 for each supervised token t of row i, with `block` (M, E) spliced in: one row, no padding, the plain model."
+    n, at = int(batch['attention_mask'][i].sum()), int(batch['insert_at'][i])
+    words = actor.plan_embeds(batch['input_ids'][i, :n])
+    bop, eop = (actor.plan_embeds(torch.tensor([actor.settings[k]])) for k in ('bop_id', 'eop_id'))
+    block = torch.cat([bop, block, eop])
+    z = actor.base_model(inputs_embeds=torch.cat([words[:at], block, words[at:]])[None]).logits[0]
+    return torch.stack([z[t-1 + (len(block) if t >= at else 0)] for t in range(1, n) if batch['labels'][i, t] != -100])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('rate', [0., 0.4])
+def test_auxiliary_losses_use_the_causal_shift_and_one_mixture(scene, rate):
+    "Faults 2 and 3 of the published code: rows off by one, and passes that differ in more than the states."
+    games, tok, actor, store = scene
+    batch = ActorCollator(tok.pad_token_id)([ActorDataset(games[:3], tok, store)[i] for i in range(3)])
+    right, wrong, plan = [], [], []
+    for i in range(3):
+        own, other = (store[games[j].task_id] for j in (i, int(batch['negative'][i])))
+        n, words = len(own), actor.plan_embeds(torch.tensor(own.token_ids))
+        k = int(rate*n + 1e-6)
+        for rows, h in ((right, own.h), (wrong, other.h[[j % len(other) for j in range(n)]])):
+            rows.append(slow_rows(actor, batch, i, torch.cat([words[:k], actor.embed_message(h[None])[0, k:]])))
+        plan.append(slow_rows(actor, batch, i, words))
+    right, wrong, plan = (torch.cat(x) for x in (right, wrong, plan))
+    targets = torch.cat([l[l != -100] for l in batch['labels']])
+    p, q, r = (x.double().softmax(-1) for x in (right, wrong, plan))
+    def kl(a, b): return (a*(a.log() - b.log())).sum(-1)
+    js = (kl(p, (p+q)/2) + kl(q, (p+q)/2))/2
+    apart = 1 - torch.cosine_similarity(right - right.mean(-1, keepdim=True), plan - plan.mean(-1, keepdim=True))
+    found = parts(actor, batch, torch.full((3,), rate))
+    assert_close(found['task'], torch.nn.functional.cross_entropy(right, targets), atol=1e-4, rtol=1e-4)
+    assert_close(found['separation'].double(), -js.mean(), atol=1e-5, rtol=1e-3)
+    assert_close(found['alignment'].double(), (0.7*kl(p, r) + 0.3*apart).mean(), atol=1e-4, rtol=1e-3)
+    assert js.mean() > 1e-3
+
+
+def test_weights_follow_the_schedule_and_settings_stay(scene, tmp_path):
+    "Fault 6: the published code writes over its loss weights at every step."
+    games, tok, actor, store = scene
+    args = settings(tmp_path, max_steps=4, separation_weight_start=.1, separation_weight=.5)
+    before = args.to_dict()
+    log = train_actor(copy.deepcopy(actor), tok, games, store, args).pivot(index='step', columns='part', values='value')
+    for step, row in log.iterrows():
+        share = (step - 1)/4
+        total = row['task'] + (.1 + .4*share)*row['separation'] + (.1 + .1*share)*row['alignment']
+        assert abs(row['loss'] - total) < 1e-3
+    assert args.to_dict() == before
+
+
+def test_projector_and_scales_learn_and_are_saved(scene, tmp_path):
+    "Faults 9 and 10: a stale copy of the scales is restored, and the projector between widths is never saved."
+    games, tok, actor, store = scene
+    wide = cast.lm(tok, hidden_size=64)
+    reader = type(actor)(wide, prepended_length=40, hidden_size=64, input_size=32, bop_id=actor.settings['bop_id'], eop_id=actor.settings['eop_id'])
+    first = copy.deepcopy(reader.processor.state_dict())
+    train_actor(reader, tok, games, store, settings(tmp_path/'run'))
+    again = type(actor).from_pretrained(reader.save_pretrained(tmp_path/'actor'), device='cpu').processor.state_dict()
+    for name in ('input_proj.weight', 'adaptive_proj.scale', 'adaptive_proj.output_scale'):
+        assert not torch.equal(again[name], first[name]) and torch.equal(again[name], reader.processor.state_dict()[name])
