@@ -207,14 +207,20 @@ class ModelWithInsertedHiddenState(nn.Module):
                 f"states of width {s['input_size']})")
 
 # %% ../nbs/10_actor.ipynb #fa8e8667
+def _json(path):
+    "The settings in a JSON file; raises `InterlatError` if it is broken."
+    try: return json.loads(path.read_text())
+    except ValueError as e: raise InterlatError(f"{path} is not JSON: {e}") from e
+
+# %% ../nbs/10_actor.ipynb #ff420e0b
 def read_adapter(
     folder:str|Path, # checkpoint folder
 )->tuple[dict,dict]: # settings for the constructor, adapter's parameters by name
     "The adapter of a checkpoint, ours or the original code's. Raises `InterlatError` if a file is missing or unsafe."
     folder = check_file(folder, 'actor checkpoint')
     if (folder/'interlat_config.json').exists():
-        return json.loads((folder/'interlat_config.json').read_text()), load_file(check_file(folder/'adapter.safetensors', 'adapter'))
-    c = json.loads(check_file(folder/'prepended_config.json', 'actor settings', 'this folder holds no actor').read_text())
+        return _json(folder/'interlat_config.json'), load_file(check_file(folder/'adapter.safetensors', 'adapter'))
+    c = _json(check_file(folder/'prepended_config.json', 'actor settings', 'this folder holds no actor'))
     try: state = torch.load(check_file(folder/'hidden_mha_state.pt', 'adapter'), map_location='cpu', weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError) as e: raise InterlatError(f'{folder}/hidden_mha_state.pt is not a file of tensors, so it is not opened') from e
     settings = dict(prepended_length=c['prepended_length'], hidden_size=c['hidden_size'], num_heads=c['mha_num_heads'])

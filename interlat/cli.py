@@ -30,7 +30,9 @@ def parse(
         if argv[:1] not in [[d] for d in data]: parser.error(f"the first word must be {' or '.join(data)}, found {argv[0] if argv else 'nothing'}")
         argv = argv[1:]
     if len(argv) == 1 and Path(argv[0]).suffix in ('.yaml', '.json'): return _from_file(parser, argv[0])
-    *parsed, rest = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
+    try: *parsed, rest = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
+    except InterlatError: raise
+    except ValueError as e: parser.error(str(e))
     if rest: parser.error(f"unknown arguments: {' '.join(rest)}")
     return tuple(parsed)
 
@@ -137,6 +139,7 @@ def train(
     @dataclass
     class Arguments(ActorArguments): save_strategy:str = 'no' # the actor is saved once, at the end
     model, args = parse((ActorModel, Arguments), argv, ActorModel.__doc__)
+    if Path(args.output_dir).is_file(): raise InterlatError(f"output_dir must be a folder, found the file {args.output_dir}")
     from interlat.actor import ModelWithInsertedHiddenState
     from interlat.lm import add_message_tokens, load_lm
     from interlat.message import MessageStore

@@ -34,9 +34,8 @@ class GameLog:
         path:str|Path, # the file; made with its header if it is not there
     ):
         self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists(): _cut_torn_line(self.path)
-        if not self.path.exists() or not self.path.stat().st_size: self._write(COLUMNS)
+        if not self.path.exists() or not self.path.stat().st_size: write_atomic(self.path, ','.join(COLUMNS) + '\n')
         rows = read_games(self.path)
         self.done = set(zip(rows.condition, rows.game_id)) # (condition, game_id) of every row
 
@@ -131,10 +130,10 @@ def _check_games(games, store, conditions, actor):
         raise InterlatError(f"{len(missing)} of {len(games)} games have no message in {store.path.name!r}, {missing[0]} the first; collect them first")
 
 # %% ../nbs/15_evaluate.ipynb #95154a5f
-def _check_settings(out, settings):
-    "Note `settings` in the folder; raise `InterlatError` if its results were made with others."
+def _check_settings(out, settings, begun):
+    "Note `settings` in the folder; raise `InterlatError` if results in it (`begun`) were made with others."
     path = Path(out)/'evaluate.json'
-    old = json.loads(path.read_text()) if path.exists() else settings
+    old = json.loads(path.read_text()) if begun and path.exists() else settings
     for k in sorted({*old, *settings}):
         a, b = old.get(k), settings.get(k)
         if a != b and not (k == 'sender' and None in (a, b)):
@@ -159,8 +158,8 @@ def evaluate(
     _check_conditions(conditions, actors)
     _check_games(games, store, conditions, actor)
     swap = partners(games, seed) if 'cross_task' in conditions else {}
-    _check_settings(out, dict(seed=seed, sender=store and store.sender, **{k: v for k,v in playing.items() if k != 'batch_size'}))
     log = GameLog(Path(out)/'games.csv')
+    _check_settings(out, dict(seed=seed, sender=store and store.sender, **{k: v for k,v in playing.items() if k != 'batch_size'}), bool(log.done))
     for c in conditions:
         todo = [g for g in games if (c, g.task_id) not in log.done]
         if c in actors: played = play(actors[c], tokenizer, todo, channel='none', **playing)

@@ -21,7 +21,9 @@ def notebook_parameters(
 )->dict: # name -> default value, in the cell's order
     "The experiment's parameters and their defaults; raises `InterlatError` if it declares none."
     import papermill as pm
-    found = pm.inspect_notebook(str(check_file(notebook, 'notebook')))
+    if check_file(notebook, 'notebook').suffix != '.ipynb': raise InterlatError(f"{notebook} is not a readable notebook: its name must end in .ipynb")
+    try: found = pm.inspect_notebook(str(notebook))
+    except (OSError, ValueError) as e: raise InterlatError(f"{notebook} is not a readable notebook: {e}") from e
     if not found: raise InterlatError(f"{notebook} declares no parameters; tag one cell of literals `parameters`")
     try: return {name: ast.literal_eval(p['default']) for name, p in found.items()}
     except (ValueError, SyntaxError) as e:

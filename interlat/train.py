@@ -123,6 +123,9 @@ class ActorArguments(TrainingArguments):
 
     def __post_init__(self):
         if self.channel not in CHANNELS: raise InterlatError(f"unknown channel {self.channel!r}; use {', '.join(CHANNELS)}")
+        if self.seed < 0: raise InterlatError(f"seed must be a non-negative integer, found {self.seed}")
+        if self.per_device_train_batch_size < 1: raise InterlatError(f"per_device_train_batch_size must be 1 or more, found {self.per_device_train_batch_size}")
+        if not 0 <= self.pure_latents <= 1: raise InterlatError(f"pure_latents is a probability in [0, 1], found {self.pure_latents}")
         super().__post_init__()
 
 # %% ../nbs/13_train.ipynb #9cbc11db

@@ -115,6 +115,11 @@ def test_train_refuses(world, messages, tmp_path, refused):
     assert 'no messages in' in line('--hidden_data_path', tmp_path/'nothing')
     assert 'needs messages' in line()
     assert "unknown channel 'smoke'" in line('--channel', 'smoke')
+    assert 'seed must be a non-negative integer, found -1' in line('--seed', '-1')
+    assert 'batch_size must be 1 or more, found 0' in line('--per_device_train_batch_size', '0')
+    assert 'a probability in [0, 1], found 2' in line('--pure_latents', '2')
+    assert 'At most one of fp16 and bf16' in line('--fp16', 'true', '--bf16', 'true', '--use_cpu', 'true')
+    assert "the file" in line('--output_dir', world/'actor'/'config.json')
     assert 'have no message in the store' in line('--hidden_data_path', messages, '--per_device_train_batch_size', '2')
 
 
@@ -127,6 +132,10 @@ def test_eval_refuses(world, messages, tmp_path, refused):
     assert 'the sender' in line('--sender', 'somebody else')
     assert 'no messages in' in line(store=tmp_path/'nothing')
     assert 'not found' in line(model='nowhere')
+    (tmp_path/'broken').mkdir()
+    (tmp_path/'broken'/'interlat_config.json').write_text('{')
+    assert 'interlat_config.json is not JSON' in refused(cli.main_eval, 'alfworld', '--model_name_or_path', tmp_path/'broken', '--data_path', world/'games',
+                                                         '--output_dir', tmp_path/'eval', '--hidden_data_path', messages)
     wide = MessageStore(tmp_path/'wide', sender='the sender')
     wide.append([LatentMessage(torch.randn(2, 64), [1, 2], 'go', task_id, 'the sender') for task_id in MessageStore(messages).task_ids()])
     assert 'width 64' in line(store=tmp_path/'wide')
@@ -135,6 +144,7 @@ def test_eval_refuses(world, messages, tmp_path, refused):
 
 def test_run_refuses(tmp_path, refused):
     assert 'notebook not found' in refused(cli.main_run, tmp_path/'x.ipynb', '--out', tmp_path/'run')
+    assert 'is not a readable notebook' in refused(cli.main_run, tmp_path)
     assert 'parameter file not found' in refused(cli.main_run, tmp_path/'x.ipynb', '-f', tmp_path/'p.yaml')
     cell = nbf.new_code_cell("n_games = 3\nout = 'run'", metadata=dict(tags=['parameters']))
     spec = dict(name='python3', display_name='python3', language='python')

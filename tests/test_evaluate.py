@@ -110,3 +110,11 @@ def test_no_cot_alone_needs_no_store_and_can_be_added_later(tmp_path):
     assert got.condition.value_counts().to_dict() == dict(latent=6, no_cot=6)
     store.sender = 'someone else'
     with pytest.raises(InterlatError, match='made with sender s, now someone else'): evaluate(actor, tok, games, store, ['latent'], tmp_path/'out', **SHORT)
+
+
+def test_settings_that_played_nothing_bind_nobody(tmp_path):
+    with pytest.raises(InterlatError, match='max_steps must be'): run(tmp_path, 'out', ['latent'], max_steps=0)
+    assert len(run(tmp_path, 'out', ['latent'])) == 6
+    with pytest.raises(InterlatError, match='made with max_steps 3, now 4'): run(tmp_path, 'out', ['latent'], max_steps=4)
+    (tmp_path/'file').write_text('')
+    with pytest.raises(InterlatError, match='cannot make the folder'): run(tmp_path, 'file/out', ['latent'])
