@@ -83,7 +83,8 @@ def test_command_line_reports_a_failed_notebook_in_one_line(experiment, tmp_path
 def test_an_interrupted_run_says_so(experiment, tmp_path):
     path = experiment("import time\nfrom pathlib import Path\nPath(out, 'started').touch()\ntime.sleep(60)")
     args, kw = command(path, '--out', tmp_path/'run', cwd=tmp_path)
-    process = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **kw)
+    ctrl_c_works = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) # a background job of a shell ignores it
+    process = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=ctrl_c_works, **kw)
     while not (tmp_path/'run'/'started').exists():
         assert process.poll() is None
         time.sleep(0.1)
