@@ -177,6 +177,15 @@ def _execute(
     except PapermillExecutionError as e:
         if e.ename == 'InterlatError': raise InterlatError(e.evalue) from e
         raise RunFailed(f"{e.ename}: {e.evalue} (executed copy: {copy})") from e
+    finally:
+        if copy.exists(): _settle(copy)
+
+def _settle(copy):
+    "Keep of each progress bar in an executed notebook what was to be seen at its end."
+    import nbformat
+    from nbconvert.preprocessors.coalescestreams import CoalesceStreamsPreprocessor
+    settled, _ = CoalesceStreamsPreprocessor(enabled=True).preprocess(nbformat.read(copy, as_version=4), {})
+    nbformat.write(settled, copy)
 
 # %% ../nbs/20_runs.ipynb #c748f933
 def _now()->str: # UTC, to the second

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHANNELS', 'ActorDataset', 'pad_ids', 'align_plan', 'ActorCollator', 'ActorArguments', 'objective', 'ActorTrainer',
-           'train_actor', 'tidy_log']
+           'Bar', 'quiet', 'train_actor', 'tidy_log']
 
 # %% ../nbs/13_train.ipynb #f0e1f0ea
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ import math
 import pandas as pd
 import torch
 from torch.utils.data import Dataset
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 
 from .core import *
 from .message import *
@@ -187,6 +187,18 @@ class ActorTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
 # %% ../nbs/13_train.ipynb #a144a2cb
+class Bar(ProgressCallback):
+    "Trainer's progress bar, without the numbers that it prints in between."
+    def on_log(self, *args, **kwargs): pass
+
+def quiet(
+    trainer:Trainer, # changed in place
+)->None:
+    "A bar on the way is enough: the log is there afterwards."
+    trainer.remove_callback(PrinterCallback)
+    if trainer.pop_callback(ProgressCallback): trainer.add_callback(Bar)
+
+# %% ../nbs/13_train.ipynb #b3793817
 def train_actor(
     model:ModelWithInsertedHiddenState, # trained in place
     tokenizer, # the actor's
@@ -205,7 +217,7 @@ def train_actor(
     if store is not None: store.check(width=model.settings['input_size'])
     trainer = ActorTrainer(model=model, args=args, data_collator=ActorCollator(tokenizer.pad_token_id), callbacks=list(callbacks),
                            train_dataset=ActorDataset(tasks, tokenizer, store))
-    trainer.remove_callback(PrinterCallback) # the log is returned; a bar is enough on the way
+    quiet(trainer)
     trainer.train(resume_from_checkpoint=resume_from_checkpoint)
     model.eval()
     return tidy_log(trainer.state.log_history)

@@ -35,6 +35,8 @@ def test_progress_bars_reach_the_terminal(experiment, tmp_path, capfd):
     run_notebook(experiment("from tqdm.auto import tqdm\nfor _ in tqdm(range(3), 'steps'): pass\nprint('the end')"), {}, tmp_path/'run')
     seen = capfd.readouterr()
     assert 'steps: 100%' in seen.err and '3/3' in seen.err and 'the end' in seen.out
+    bars = ''.join(''.join(o['text']) for c in json.loads((tmp_path/'run'/'E00_x.ipynb').read_text())['cells'] for o in c.get('outputs', []) if o['name'] == 'stderr')
+    assert bars.count('steps:') == 1 and 'steps: 100%' in bars # the copy keeps a bar as it was at the end
 
 
 def test_the_trainer_draws_a_plain_bar_too(experiment, tmp_path):
