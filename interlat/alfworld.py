@@ -113,9 +113,10 @@ class StockEngine:
 class GameStep:
     "What a player sees after a command."
     observation:str # the game's text
-    won:bool # the goal holds
-    done:bool # won, or out of steps
+    won:bool|None # the goal holds; None if the engine broke
+    done:bool # won, out of steps, or broken
     admissible_commands:tuple[str,...] # the commands that would do something now, sorted
+    error:str='' # what broke, on one line
 
 # %% ../nbs/04d_alfworld.ipynb #f41d8547
 ENGINES = dict(native=lambda file: NativeEngine(read_game(file)), textworld=StockEngine)
