@@ -10,8 +10,7 @@ import re
 from typing import NamedTuple
 
 # %% ../nbs/04da_actions.ipynb #46b56a81
-FORMS = re.compile(r'(?:look|inventory|help|(?:go to|open|close|examine|use) (?P<thing>.+)|take (?P<what>.+) from (?P<where>.+)|'
-                   r'(?:move|clean|heat|cool|slice) (?P<moved>.+) (?:to|with) (?P<place>.+))')
+FORMS = re.compile(r'look|inventory|help|(?:go to|open|close|examine|use) .+|take .+ from .+|(?:clean|heat|cool|slice) .+ with .+')
 PUT = re.compile(r'put (.+) (?:in/on|into|onto|in|on) (.+)')
 
 # %% ../nbs/04da_actions.ipynb #b456f27d

@@ -139,7 +139,7 @@ class ModelWithInsertedHiddenState(nn.Module):
         message_mask:Tensor|None=None, # (B, M), True on real positions; None: all are
     )->ActorOutput:
         "Loss and logits of the supervised tokens, each predicted from the position before it; without labels the next token's logits."
-        s = self._spliced(input_ids, attention_mask, insert_at, message_embeds, message_mask, labels=labels)
+        s = self.embed_chat(input_ids, attention_mask, insert_at, message_embeds, message_mask, labels)
         z = self.base_model.base_model(inputs_embeds=s.embeds, attention_mask=s.attention_mask, position_ids=s.position_ids, use_cache=False)[0]
         head = self.base_model.get_output_embeddings()
         if labels is None: return ActorOutput(logits=head(z[torch.arange(len(z), device=z.device), s.attention_mask.sum(1)-1]))
@@ -158,10 +158,19 @@ class ModelWithInsertedHiddenState(nn.Module):
         **gen_kwargs, # for Hugging Face's `generate`
     )->Tensor: # (B, N) the new ids only
         "Continue each conversation with the KV cache."
-        s = self._spliced(input_ids, attention_mask, insert_at, message_embeds, message_mask, pad='left')
+        s = self.embed_chat(input_ids, attention_mask, insert_at, message_embeds, message_mask, pad='left')
         return self.base_model.generate(inputs_embeds=s.embeds, attention_mask=s.attention_mask, **gen_kwargs)
 
-    def _spliced(self, input_ids, attention_mask, insert_at, message_embeds, message_mask, labels=None, pad='right'):
+    def embed_chat(self,
+        input_ids:Tensor, # (B, T)
+        attention_mask:Tensor, # (B, T)
+        insert_at:Tensor|None=None, # (B,) how many tokens stand before the message
+        message_embeds:Tensor|None=None, # (B, M, E) from `embed_message` or `plan_embeds`
+        message_mask:Tensor|None=None, # (B, M), True on real positions; None: all are
+        labels:Tensor|None=None, # (B, T), -100 where nothing is supervised
+        pad:str='right', # side that the result is padded on
+    )->Spliced:
+        "Conversations with their messages inside, as input embeddings; raises `InterlatError` for a message without `insert_at`."
         embeds, n = self.plan_embeds(input_ids), self.settings['prepended_length']
         if message_embeds is None: insert_at, block = torch.zeros_like(input_ids[:,0]), (embeds[:,:0], attention_mask[:,:0])
         elif insert_at is None: raise InterlatError('a message needs insert_at: how many tokens stand before it')
