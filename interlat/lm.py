@@ -103,7 +103,7 @@ class Conversation:
         tokenizer, # with a chat template
         turns:list[dict]=(), # `role` (system, user, assistant) and `content` of each turn
     ):
-        self.tokenizer, self.turns, self._text = tokenizer, [], ''
+        self.tokenizer, self.turns, self._text, self._opened = tokenizer, [], '', False
         self.input_ids, self.assistant_mask, self.insert_at = [], [], None # as in `Chat`; no place for a message before a user spoke
         for turn in turns: self.add(turn)
 
@@ -118,13 +118,13 @@ class Conversation:
 
     def open(self)->None:
         "Open the assistant's turn, if it is not open yet."
-        self._grow(True)
+        if not self._opened: self._grow(True)
 
     def _grow(self, prompt, said=False):
         text = render(self.tokenizer, self.turns, prompt)
         if not text.startswith(self._text): raise InterlatError(
             f"the chat template of {self.tokenizer.name_or_path!r} rewrites earlier turns (turn {len(self.turns)}); use one that only appends")
-        new, self._text = _ids(self.tokenizer, text[len(self._text):]), text
+        new, self._text, self._opened = _ids(self.tokenizer, text[len(self._text):]), text, prompt
         self.input_ids += new
         self.assistant_mask += _said(new, self.tokenizer.eos_token_id) if said else [0]*len(new)
 

@@ -1,11 +1,14 @@
+import re
+
 import pytest, torch
 
 import cast
-import interlat.rollout
+import interlat.gamebatch
 from interlat.alfworld import GameEnv
-from interlat.collect import generate_messages
+from interlat.collect import generate_messages, greedy_config, through_end
 from interlat.core import InterlatError, asset
-from interlat.lm import load_lm
+from interlat.decode import Speaker
+from interlat.lm import encode_chat, load_lm
 from interlat.message import LatentMessage
 from interlat.rollout import *
 
@@ -22,67 +25,92 @@ def table(request, tmp_path_factory):
     return cast.actor(base, tok), tok, games, [LatentMessage(*p, g.task_id, 's') for p,g in zip(parts, games)]
 
 
+def slowly(actor, tok, games, messages, channel, max_new_tokens, max_steps, progress):
+    "The obvious way: one game after the other, the whole conversation through `generate` at every step."
+    episodes, config = [], greedy_config(actor.base_model, tok, max_new_tokens)
+    for task, message in zip(games, messages):
+        player, env = Player(task, tok), GameEnv(task.source, max_steps=max_steps)
+        player.see(env.reset())
+        embeds = message_embeds(actor, tok, message, channel)
+        while not player.done:
+            chat = encode_chat(tok, player.chat.turns, add_generation_prompt=True)
+            ids = torch.tensor([chat.input_ids])
+            given = {} if embeds is None else dict(insert_at=torch.tensor([chat.insert_at]), message_embeds=embeds[None])
+            new = actor.generate(ids, torch.ones_like(ids), **given, generation_config=config)[0].tolist()
+            player.see(env.step(player.say(tok.decode(through_end(new, config.eos_token_id), skip_special_tokens=True))))
+        episodes.append(player.episode)
+    return episodes
+
+
 @pytest.mark.parametrize('channel', ['latent', 'text', 'none'])
 def test_same_commands_at_batch_size_1_and_8(table, channel):
     actor, tok, games, messages = table
     messages = [*messages[:7], None, *messages[8:]]
     one, eight = (rollout(actor, tok, games, messages, channel, batch_size=b, **SHORT) for b in (1, 8))
-    assert [e.actions for e in one] == [e.actions for e in eight] and one == eight
-    assert len({tuple(e.actions) for e in one}) > 5
+    anew = rollout(actor, tok, games, messages, channel, batch_size=8, cache=False, **SHORT)
+    assert one == eight == anew == slowly(actor, tok, games, messages, channel, **SHORT)
+    assert len({tuple(e.outputs) for e in one}) > 5
 
 
 class Expert:
-    "An actor that knows each game's walkthrough: the ceiling, and a check of everything around the model."
-    def __init__(self, table, broken=()):
-        self.actor, self.tok, self.games, _ = table
-        self.base_model = self.actor.base_model
-        self.script = {g.turns[0]['content']: [t['content'] for t in g.turns[1::2]] for g in self.games}
+    "Speaks each game's walkthrough: the ceiling, and a check of everything around the model."
+    def __init__(self, games, words=str):
+        self.script = {g.turns[0]['content']: [t['content'] for t in g.turns[1::2]] for g in games}
+        self.words = words
 
-    def eval(self): return self
-    def parameters(self): return self.actor.parameters()
-    def generate(self, input_ids, attention_mask, insert_at, *message, generation_config):
-        rows = [row[mask.bool()] for row,mask in zip(input_ids, attention_mask)]
-        opener = self.tok('user', add_special_tokens=False).input_ids
-        said = []
-        for row in rows:
-            text = self.tok.decode(row, skip_special_tokens=True)
-            script = next(s for first,s in self.script.items() if first in text)
-            turns = text.count('assistant')
-            said.append(self.tok(script[turns-1]).input_ids + [self.tok.eos_token_id])
-        n = max(map(len, said))
-        return torch.tensor([s + [self.tok.pad_token_id]*(n-len(s)) for s in said])
+    def speak(self, seats):
+        lines = [(self.script[s.chat.turns[0]['content']], len(s.chat.turns)//2) for s in seats]
+        return [self.words(script[n % len(script)]) for script, n in lines]
+
+
+def expert(table, words=str, **playing):
+    "Episodes of the expert, and its script for each game."
+    actor, tok, games, _ = table
+    e = Expert(games, words)
+    return rollout(actor, tok, games, speaker=e, progress=False, **playing), [e.script[g.turns[0]['content']] for g in games]
 
 
 @pytest.mark.parametrize('batch_size', [1, 4, 32])
 def test_walkthroughs_win_and_seats_are_refilled(table, batch_size):
-    expert = Expert(table)
-    episodes = rollout(expert, expert.tok, expert.games, batch_size=batch_size, max_steps=20, progress=False)
-    assert all(e.won and not e.error for e in episodes)
-    assert [e.actions for e in episodes] == [expert.script[g.turns[0]['content']] for g in expert.games]
+    episodes, scripts = expert(table, batch_size=batch_size)
+    assert all(e.won and not e.error and not e.unparsable for e in episodes)
+    assert [e.actions for e in episodes] == scripts
     assert len({e.steps for e in episodes}) > 1
 
 
+def test_thoughts_and_the_old_grammar_win_too(table):
+    old = lambda c: re.sub('^move (.*) to ', r'put \1 in/on ', c)
+    episodes, scripts = expert(table, lambda c: f'Thought: I know what to do.\nAction: {old(c)}\nObservation: done!\nAction: look')
+    assert [e.actions for e in episodes] == scripts and all(e.won for e in episodes)
+
+
+def test_words_without_a_command_are_wasted_steps(table):
+    episodes, _ = expert(table, 'Thought: perhaps {}?'.format, max_steps=3)
+    assert all((e.won, e.steps, e.unparsable, e.actions) == (False, 3, 3, ['']*3) for e in episodes)
+    assert all(e.observations[1:] == ['Nothing happens.']*3 for e in episodes)
+
+
 def test_steps_end_is_not_won(table):
-    expert = Expert(table)
-    need = [len(g.turns)//2 for g in expert.games]
-    episodes = rollout(expert, expert.tok, expert.games, max_steps=min(need), progress=False)
+    _, scripts = expert(table)
+    need = [len(s) for s in scripts]
+    episodes, _ = expert(table, max_steps=min(need))
     assert [e.won for e in episodes] == [n == min(need) for n in need]
     assert all(e.steps == min(need) for e in episodes)
 
 
 def test_a_broken_game_is_an_error_and_no_loss(table, monkeypatch):
-    expert = Expert(table)
+    games = table[2]
     class Breaks(GameEnv):
         moves = 0
         def reset(self):
-            if str(self.game_file) == expert.games[2].source: raise OSError('no\nsuch pipe')
+            if str(self.game_file) == games[2].source: raise OSError('no\nsuch pipe')
             return super().reset()
         def step(self, command):
-            if str(self.game_file) == expert.games[5].source and self.moves == 1: raise RuntimeError('engine died')
+            if str(self.game_file) == games[5].source and self.moves == 1: raise RuntimeError('engine died')
             self.moves += 1
             return super().step(command)
-    monkeypatch.setattr(interlat.rollout, 'GameEnv', Breaks)
-    episodes = rollout(expert, expert.tok, expert.games, batch_size=3, progress=False)
+    monkeypatch.setattr(interlat.gamebatch, 'GameEnv', Breaks)
+    episodes, _ = expert(table, batch_size=3)
     assert [i for i,e in enumerate(episodes) if e.error] == [2, 5]
     assert (episodes[2].won, episodes[2].error, episodes[2].steps) == (None, 'OSError: no such pipe', 0)
     assert (episodes[5].won, episodes[5].error, episodes[5].steps) == (None, 'RuntimeError: engine died', 2)
@@ -91,11 +119,10 @@ def test_a_broken_game_is_an_error_and_no_loss(table, monkeypatch):
 
 
 def test_all_games_broken(table, monkeypatch):
-    expert = Expert(table)
     class Breaks(GameEnv):
         def reset(self): raise RuntimeError('x')
-    monkeypatch.setattr(interlat.rollout, 'GameEnv', Breaks)
-    assert [e.error for e in rollout(expert, expert.tok, expert.games, progress=False)] == ['RuntimeError: x']*10
+    monkeypatch.setattr(interlat.gamebatch, 'GameEnv', Breaks)
+    assert [e.error for e in expert(table)[0]] == ['RuntimeError: x']*10
 
 
 def test_bad_input_is_refused(table):
@@ -133,5 +160,9 @@ def test_the_shipped_models_play_the_same_at_batch_size_1_and_8(preset, tmp_path
     parts = generate_messages(model, tok, [g.prompt for g in games], max_new_tokens=40)
     messages = [LatentMessage(*p, g.task_id, preset) for p,g in zip(parts, games)]
     for channel in ('latent', 'none'):
-        one, eight = (rollout(actor, tok, games, messages, channel, batch_size=b, max_steps=5, max_new_tokens=16, progress=False) for b in (1, 8))
-        assert one == eight
+        short = dict(max_steps=5, max_new_tokens=16, progress=False)
+        speakers = Speaker(actor, tok, 16), Speaker(actor, tok, 16, cache=False)
+        one, eight, anew = (rollout(actor, tok, games, messages, channel, batch_size=b, speaker=s, **short)
+                            for b, s in ((1, None), (8, speakers[0]), (8, speakers[1])))
+        assert one == eight == anew == slowly(actor, tok, games, messages, channel, **short)
+        assert speakers[0].computed < speakers[1].computed / 1.5
