@@ -32,8 +32,10 @@ class ExpertFailed(InterlatError):
 @lru_cache(maxsize=None)
 def _handcoded():
     "The class of ALFWorld's hand-coded agent."
-    stand_in = find_spec('textworld') is None and 'textworld' not in sys.modules
-    if stand_in: sys.modules['textworld'] = ModuleType('textworld'); sys.modules['textworld'].Agent = object
+    stand_in = find_spec('textworld') is None
+    if stand_in:
+        sys.modules['textworld'] = ModuleType('textworld')
+        sys.modules['textworld'].Agent = object
     try:
         with _lodging(): return importlib.import_module('alfworld.agents.expert').HandCodedTWAgent
     except ImportError as e: raise InterlatError(f"the hand-coded expert is not installed ({e}); `pip install --no-deps alfworld` brings it") from e
