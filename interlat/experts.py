@@ -16,11 +16,11 @@ from types import ModuleType, SimpleNamespace
 
 from .core import *
 from .tasks import *
+from .gamefile import *
 from .engine import *
 from .generate import *
 from .alfworld import *
 from .alfworld import _game, _lodging, _own_argv, _stock
-from .gamefile import *
 from .household import *
 
 # %% ../nbs/04ea_experts.ipynb #ad95c26b
