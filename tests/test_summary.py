@@ -53,7 +53,7 @@ def test_summary_by_hand(games):
                                   | dict(condition=r['condition'], task_type=r['task_type']), nan_ok=True)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(evaluations())
 def test_effects_by_hand(games):
     found = effects(games, 'task_type')
