@@ -126,9 +126,11 @@ def _whole(name, who, first):
         who = Contender(who, BASELINES[name])
     check_variant(who.variant)
     if who.variant != BASELINES.get(name, who.variant): raise InterlatError(f"condition {name!r} gets variant {BASELINES[name]!r}, found {who.variant!r}")
-    if name == 'cross_family' and (who.store is None or first.store and first.store.sender == who.store.sender):
-        raise InterlatError(f"condition 'cross_family' needs a store of another sender, found {who.store and who.store.sender!r}")
+    if name == 'cross_family' and _sender(who.store) in (None, _sender(first.store)):
+        raise InterlatError(f"condition 'cross_family' needs a store of another sender, found {_sender(who.store)!r}")
     return replace(who, store=first.store if who.store is None else who.store, tokenizer=who.tokenizer or first.tokenizer)
+
+def _sender(store): return None if store is None else store.sender
 
 # %% ../nbs/15_evaluate.ipynb #8071c9da
 def is_drawn(
@@ -170,9 +172,9 @@ def _settings(actor, store, contenders, actors, playing):
     "What must stay the same for results to share a folder: weights, senders, variants of contenders, and how games are played."
     own = {c: who for c, who in contenders.items() if c in actors}
     how = {k: v for k,v in playing.items() if k not in ('batch_size', 'workers', 'cache')}
-    return dict(actor=fingerprint(actor), sender=store and store.sender, temperature=0., **{f'actor of {c}': fingerprint(w.actor) for c,w in own.items()},
+    return dict(actor=fingerprint(actor), sender=_sender(store), temperature=0., **{f'actor of {c}': fingerprint(w.actor) for c,w in own.items()},
                 **{f'variant of {c}': w.variant for c,w in own.items()},
-                **{f'sender of {c}': w.store.sender for c,w in own.items() if VARIANTS[w.variant].channel != 'none'}) | how
+                **{f'sender of {c}': _sender(w.store) for c,w in own.items() if VARIANTS[w.variant].channel != 'none'}) | how
 
 def _check_settings(out, settings, begun):
     "Note `settings` in the folder; raise `InterlatError` if results in it (`begun`) were made with others."
@@ -204,7 +206,7 @@ def evaluate(
     conditions:list[str], # names in `VARIANTS` or in `actors`
     out:str|Path, # folder for `games.csv`; the results in it are kept and completed
     actors:dict|None=None, # for more conditions: the actors of `no_cot` and `cot_full`, a `Contender` for any other
-    seeds:Sequence[int]=(0,), # of the noise, of the choice of others' messages, and of the sampling
+    seeds:Sequence[int]=(0,), # of the noise, of the choice of others' messages, of the sampling; the first alone where nothing is drawn
     **playing, # `batch_size`, `max_steps`, `max_new_tokens`, `engine`, `temperature`, …: as in `play`; `progress`: show a bar
 )->pd.DataFrame: # one row for each game, condition and seed asked for, as in `games.csv`
     "Play each game under each condition (Du et al. 2025, §5), those that are missing in `out`. Raises `InterlatError` for bad input."

@@ -15,6 +15,7 @@ from interlat.evaluate import *
 from interlat.gamelog import *
 from interlat.message import MessageStore
 from interlat.perturb import VARIANTS
+from interlat.rollout import Episode
 from interlat.summary import *
 
 CONDITIONS = ['latent', 'no_comm', 'cross_task', 'white_noise', 'no_cot']
@@ -111,6 +112,7 @@ def test_a_store_of_another_width_is_refused_before_anything_is_played(tmp_path)
 
 def test_no_cot_alone_needs_no_store_and_can_be_added_later(tmp_path):
     (actor, tok, games, store), actors = crew(tmp_path)
+    evaluate(actor, tok, games, MessageStore(tmp_path/'empty'), ['no_comm'], tmp_path/'out', **SHORT)
     evaluate(actor, tok, games, None, ['no_cot'], tmp_path/'out', actors=actors, **SHORT)
     got = evaluate(actor, tok, games, store, ['latent', 'no_cot'], tmp_path/'out', actors=actors, **SHORT)
     assert got.condition.value_counts().to_dict() == dict(latent=6, no_cot=6)
@@ -164,6 +166,23 @@ def test_a_contender_is_bound_to_its_weights_sender_and_variant(tmp_path):
     with pytest.raises(InterlatError, match='made with variant of mine latent, now text'): play(Contender(actors['no_cot'], 'text'))
     again = collect(cast.lm(tok), tok, games, MessageStore(tmp_path/'again', sender='t'), max_new_tokens=4, progress=False)
     with pytest.raises(InterlatError, match='made with sender of mine s, now t'): play(Contender(actors['no_cot'], store=again))
+
+
+def test_sampling_is_drawn_for_every_condition_and_seed(tmp_path, monkeypatch):
+    (actor, tok, games, store), actors = crew(tmp_path)
+    calls = []
+    def play(actor, tokenizer, games, messages, channel, **kw):
+        calls.append((channel, kw))
+        for i, g in enumerate(games): yield i, Episode(g.task_id, g.task_type, won=True, steps=1, actions=['look'], unparsable=1)
+    monkeypatch.setattr(interlat.evaluate, 'play', play)
+    def go(out, **kw): return evaluate(actor, tok, games, store, ['latent', 'no_cot'], tmp_path/out, actors, seeds=(4, 7), batch_size=3, progress=False, **kw)
+    warm = go('warm', temperature=.7)
+    assert calls == [(c, dict(batch_size=3, temperature=.7, seed=s)) for c in ('latent', 'none') for s in (4, 7)]
+    assert warm.groupby(['condition', 'seed']).size().tolist() == [6]*4 and set(warm.unparsable) == {1} and set(warm.actions) == {'["look"]'}
+    calls.clear()
+    assert set(go('cold', temperature=0).seed) == set(go('cold').seed) == {4} # 0 is greedy, said or not
+    assert calls[:2] == [('latent', dict(batch_size=3)), ('none', dict(batch_size=3))]
+    with pytest.raises(InterlatError, match='made with temperature 0.7, now 0.0'): go('warm')
 
 
 @pytest.mark.parametrize('variant, same', (('cross_task', False), ('self_message', True)))

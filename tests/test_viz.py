@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 from notebooks import ROOT
 
+from interlat.perturb import VARIANTS
 from interlat.viz import CONDITIONS, effects_by_type, save_figure, success_by_condition
 
 SUMMARY = pd.DataFrame([dict(condition=c, n=10, successes=k, success_rate=k/10, ci_low=max(0, k/10 - .2), ci_high=min(1, k/10 + .2))
@@ -52,6 +53,10 @@ def test_effects_are_drawn_from_the_table_as_it_is_written(tmp_path):
     assert [(t.xaxis, t.text) for t in fig.data] == [('x', '+30'), ('x', '+20'), ('x2', '+30'), ('x2', '+20')]
     _, png = save_figure(fig, tmp_path/'effects')
     assert size(png) == (2*fig.layout.width, 2*fig.layout.height)
+
+
+def test_every_condition_has_its_words_and_colour():
+    assert set(CONDITIONS) == {*VARIANTS, 'no_cot', 'cot_full'}
 
 
 def test_many_conditions_have_one_line_each():
