@@ -182,7 +182,7 @@ def evaluate(
 )->None:
     "Evaluate an actor; the tables go to `--output_dir`, the summary and the effects to the terminal."
     args, = parse(EvalArguments, argv, EvalArguments.__doc__, data=('alfworld',))
-    from interlat import evaluate as room
+    from interlat import evaluate as room, summary as tables
     from interlat.actor import ModelWithInsertedHiddenState
     from interlat.lm import load_tokenizer
     from interlat.message import MessageStore
@@ -192,10 +192,10 @@ def evaluate(
     store = args.hidden_data_path and MessageStore(args.hidden_data_path, sender=args.sender, create=False)
     def load(path): return ModelWithInsertedHiddenState.from_pretrained(check_file(path, 'actor checkpoint'), device=args.device)
     actor, others = load(args.model_name_or_path), dict(no_cot=load(args.no_cot)) if args.no_cot else {}
-    room.evaluate(actor, load_tokenizer(args.model_name_or_path), games, store, [*args.variants, *others], args.output_dir, others, args.seed,
+    room.evaluate(actor, load_tokenizer(args.model_name_or_path), games, store, [*args.variants, *others], args.output_dir, others, [args.seed],
                   batch_size=args.batch_size, max_steps=args.max_steps, max_new_tokens=args.max_new_tokens)
-    summary, _ = room.write_tables(args.output_dir)
-    print(summary.round(3).to_string(index=False), *room.effects(room.read_games(Path(args.output_dir)/'games.csv')).sentence, sep='\n')
+    summary, _ = tables.write_tables(args.output_dir)
+    print(summary.round(3).to_string(index=False), *tables.effects(tables.read_games(Path(args.output_dir)/'games.csv')).sentence, sep='\n')
 
 def main_eval(): command(evaluate)
 

@@ -81,21 +81,40 @@ class Variant:
     "One condition: what happens to a message before the receiver gets it."
     name:str                 # its name in tables
     channel:str              # 'latent', 'text' (the plan as tokens) or 'none'
-    fn:Callable|None         # (message, generator) -> (L, D) new states; None: they stay as they are
+    fn:Callable              # (message, other, generator) -> the message that arrives
     doc:str                  # one line on what it is
+    partner:str=''           # who `other` is: '' nobody, a game of 'other_type' or 'same_type', or the 'mean' of all other games
+    drawn:bool=False         # does `fn` draw from its generator?
 
 # %% ../nbs/08_perturb.ipynb #e8f2f22a
+def _as_sent(message, other, generator): return message
+def _others(message, other, generator): return other
+def _states(message, h): return replace(message, h=h.to(message.h))
+def _zero(message, other, generator): return _states(message, torch.zeros_like(message.h))
+def _mean(message, other, generator): return _states(message, other.h.double().mean(0).expand(message.h.shape))
+def _first(part): return lambda message, other, generator: message.truncate(part)
+
+def _noisy(name, doc, fn, *args):
+    "A variant whose states come from `fn(message, generator, *args)`."
+    return Variant(name, 'latent', lambda message, other, generator: _states(message, fn(message, generator, *args)), doc, drawn=True)
+
+# %% ../nbs/08_perturb.ipynb #9e41b6d3
 VARIANTS = {v.name: v for v in (
-    Variant('latent', 'latent', None, "the message as it was sent"),
-    Variant('text', 'text', None, "the plan's tokens in place of the latents"),
-    Variant('no_comm', 'none', None, "no message"),
-    Variant('cross_task', 'latent', None, "the message of another task"),
-    Variant('white_noise', 'latent', white_noise, "numbers drawn from N(0, 1)"),
-    Variant('cov_noise_0.5', 'latent', lambda m, g: cov_noise(m, g, 0.5), "the message plus half its own covariance's noise"),
-    Variant('cov_noise_1.0', 'latent', lambda m, g: cov_noise(m, g, 1.0), "the message plus its own covariance's noise"),
-    Variant('cov_gauss_0', 'latent', lambda m, g: cov_gauss(m, g, centred=False), "drawn anew with the message's covariance, mean 0"),
-    Variant('cov_gauss_mu', 'latent', lambda m, g: cov_gauss(m, g, centred=True), "drawn anew with the message's mean and covariance"),
-    Variant('random_rot', 'latent', random_rot, "rotated at random; mean and covariance stay"),
+    Variant('latent', 'latent', _as_sent, "the message as it was sent"),
+    Variant('text', 'text', _as_sent, "the plan's tokens in place of the latents"),
+    Variant('no_comm', 'none', _as_sent, "no message"),
+    Variant('cross_task', 'latent', _others, "the message of another task", 'other_type'),
+    _noisy('white_noise', "numbers drawn from N(0, 1)", white_noise),
+    _noisy('cov_noise_0.5', "the message plus half its own covariance's noise", cov_noise, 0.5),
+    _noisy('cov_noise_1.0', "the message plus its own covariance's noise", cov_noise, 1.0),
+    _noisy('cov_gauss_0', "drawn anew with the message's covariance, mean 0", cov_gauss, False),
+    _noisy('cov_gauss_mu', "drawn anew with the message's mean and covariance", cov_gauss, True),
+    _noisy('random_rot', "rotated at random; mean and covariance stay", random_rot),
+    Variant('cross_family', 'latent', _as_sent, "the message of a sender of another family"),
+    Variant('zero_message', 'latent', _zero, "as long as the message, all states zero"),
+    Variant('mean_message', 'latent', _mean, "as long as the message, each state the mean of all other games' states", 'mean'),
+    Variant('self_message', 'latent', _others, "the message of another game of the same type", 'same_type'),
+    *(Variant(f'truncate_{k/10}', 'latent', _first(k/10), f"the first {10*k} % of the message") for k in range(9, -1, -1)),
 )}
 
 # %% ../nbs/08_perturb.ipynb #72927266
@@ -107,26 +126,27 @@ def check_variant(
     return VARIANTS[name]
 
 # %% ../nbs/08_perturb.ipynb #5fc290b7
-def _other_message(message, other):
-    "`other`, if it can stand in for `message`; else `InterlatError`."
-    if other is None: raise InterlatError("cross_task needs the message of another task: pass other=")
-    if other.task_id == message.task_id: raise InterlatError(f"cross_task needs another task's message, found one for the same task {other.task_id!r}")
+_WANTED = dict(other_type='the message of another task', same_type='the message of another task of the same type', mean="a message with the others' mean state")
+
+def _check_other(message, other, v):
+    "Raise `InterlatError` unless `other` can stand in for `message`."
+    if other is None: raise InterlatError(f"{v.name} needs {_WANTED[v.partner]}: pass other=")
+    if other.task_id == message.task_id: raise InterlatError(f"{v.name} needs another task's message, found one for the same task {other.task_id!r}")
     if (other.sender, other.width) != (message.sender, message.width): raise InterlatError(
-        f"cross_task wants a message of {message.sender!r}, width {message.width}; found one of {other.sender!r}, width {other.width}")
-    return other
+        f"{v.name} wants a message of {message.sender!r}, width {message.width}; found one of {other.sender!r}, width {other.width}")
+    if v.partner == 'mean' and not len(other): raise InterlatError(f"{v.name} wants a message with at least one state, found none for {other.task_id!r}")
 
 # %% ../nbs/08_perturb.ipynb #ae16c194
 def perturb(
     message:LatentMessage, # what was sent; never changed
     variant:str, # a name in `VARIANTS`
     *,
-    other:LatentMessage|None=None, # another task's message, for `cross_task`
+    other:LatentMessage|None=None, # the message that stands in, for variants with a `partner`
     generator:torch.Generator|None=None, # source of randomness; None: seeded by the variant's and the task's name
 )->LatentMessage|None: # what arrives; None when nothing is sent
     "The message as the condition `variant` delivers it (Du et al. 2025, §5); raises `InterlatError` on an unknown name or an unfit `other`."
     v = check_variant(variant)
     if v.channel == 'none': return None
-    if variant == 'cross_task': return _other_message(message, other)
-    if v.fn is None: return message
-    if generator is None: generator = torch.Generator().manual_seed(derive_seed(0, variant, message.task_id))
-    return replace(message, h=v.fn(message, generator).to(message.h))
+    if v.partner: _check_other(message, other, v)
+    if v.drawn and generator is None: generator = torch.Generator().manual_seed(derive_seed(0, variant, message.task_id))
+    return v.fn(message, other, generator)

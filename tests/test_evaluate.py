@@ -1,8 +1,10 @@
-import os, signal, subprocess, sys, time
+"Conditions, contenders and seeds; kills, full disks and read-only folders."
+import json, os, resource, signal, subprocess, sys, tempfile, time
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 import cast
 import interlat.rollout
@@ -10,7 +12,11 @@ from interlat.alfworld import GameEnv
 from interlat.collect import collect
 from interlat.core import InterlatError
 from interlat.evaluate import *
+from interlat.gamelog import *
 from interlat.message import MessageStore
+from interlat.perturb import VARIANTS
+from interlat.rollout import Episode
+from interlat.summary import *
 
 CONDITIONS = ['latent', 'no_comm', 'cross_task', 'white_noise', 'no_cot']
 SHORT = dict(max_new_tokens=5, max_steps=3, progress=False)
@@ -58,7 +64,7 @@ def test_killed_and_resumed_nothing_is_lost_or_played_twice(tmp_path):
     lines = log.read_text().splitlines()
     assert lines[1:len(kept)+1] == kept and len(lines) == 31 and len(set(lines)) == 31
     whole = run(tmp_path, 'whole', batch_size=1)
-    order = ['condition', 'game_id']
+    order = ['condition', 'game_id', 'seed']
     pd.testing.assert_frame_equal(result.sort_values(order, ignore_index=True), whole.sort_values(order, ignore_index=True))
     assert summarise(result).equals(summarise(whole)) and paired(result).equals(paired(whole))
 
@@ -67,7 +73,8 @@ def test_same_seed_same_bytes_and_other_seed_other_partners(tmp_path):
     one = run(tmp_path, 'one'), (tmp_path/'one'/'games.csv').read_bytes()
     run(tmp_path, 'two')
     assert one[1] == (tmp_path/'two'/'games.csv').read_bytes()
-    with pytest.raises(InterlatError, match='made with seed 0, now 5; use another folder'): run(tmp_path, 'one', seed=5)
+    games = crew(tmp_path)[0][2]
+    assert partners(games) != partners(games, 5) and partners(games) == partners(games[::-1])
 
 
 def test_a_game_that_breaks_is_an_error_row(tmp_path, monkeypatch):
@@ -83,9 +90,9 @@ def test_a_game_that_breaks_is_an_error_row(tmp_path, monkeypatch):
     summary, pairs = write_tables(tmp_path/'out')
     assert summary.errors.tolist() == [1, 1] and summary.n.tolist() == [5, 5] and pairs.n.tolist() == [5]
     disk = pd.read_csv(tmp_path/'out'/'summary.csv'), pd.read_csv(tmp_path/'out'/'paired.csv')
-    assert ','.join(disk[0]) == 'condition,n,successes,success_rate,ci_low,ci_high,mean_steps_success,mean_steps_all,errors'
+    assert ','.join(disk[0]) == 'condition,n,successes,success_rate,ci_low,ci_high,mean_steps_success,mean_steps_all,errors,seeds'
     assert ','.join(disk[1]) == 'condition_a,condition_b,n,a_only,b_only,difference,ci_low,ci_high,p_value'
-    assert ','.join(got) == 'condition,game_id,task_type,won,steps,error'
+    assert ','.join(got) == 'condition,game_id,task_type,won,steps,error,seed,unparsable,actions'
 
 
 def test_tables_agree_with_pandas_own_reading(tmp_path):
@@ -105,6 +112,7 @@ def test_a_store_of_another_width_is_refused_before_anything_is_played(tmp_path)
 
 def test_no_cot_alone_needs_no_store_and_can_be_added_later(tmp_path):
     (actor, tok, games, store), actors = crew(tmp_path)
+    evaluate(actor, tok, games, MessageStore(tmp_path/'empty'), ['no_comm'], tmp_path/'out', **SHORT)
     evaluate(actor, tok, games, None, ['no_cot'], tmp_path/'out', actors=actors, **SHORT)
     got = evaluate(actor, tok, games, store, ['latent', 'no_cot'], tmp_path/'out', actors=actors, **SHORT)
     assert got.condition.value_counts().to_dict() == dict(latent=6, no_cot=6)
@@ -118,3 +126,111 @@ def test_settings_that_played_nothing_bind_nobody(tmp_path):
     with pytest.raises(InterlatError, match='made with max_steps 3, now 4'): run(tmp_path, 'out', ['latent'], max_steps=4)
     (tmp_path/'file').write_text('')
     with pytest.raises(InterlatError, match='cannot make the folder'): run(tmp_path, 'file/out', ['latent'])
+
+
+def test_seeds_are_played_where_something_is_drawn_and_added_later(tmp_path):
+    first = run(tmp_path, 'out', ['latent', 'zero_message', 'mean_message', 'white_noise', 'cross_task'])
+    assert len(first) == 30 and set(first.seed) == {0}
+    both = run(tmp_path, 'out', ['latent', 'zero_message', 'mean_message', 'white_noise', 'cross_task'], seeds=[3, 0])
+    assert both.groupby('condition').seed.unique().map(sorted).to_dict() == dict(latent=[0], zero_message=[0], mean_message=[0], white_noise=[0, 3], cross_task=[0, 3])
+    assert not both.duplicated(['condition', 'seed', 'game_id']).any() and len(both) == 42
+    for bad in ((), (1, 1), 2):
+        with pytest.raises(InterlatError, match='seeds must be different integers, at least one'): run(tmp_path, 'out', seeds=bad)
+
+
+def test_every_condition_of_the_paper_plays(tmp_path):
+    (actor, tok, games, store), _ = crew(tmp_path, 12)
+    other = collect(cast.lm(tok, hidden_size=48), tok, games, MessageStore(tmp_path/'other', sender='another family'), max_new_tokens=7, progress=False)
+    from interlat.actor import ModelWithInsertedHiddenState
+    wide = ModelWithInsertedHiddenState(cast.lm(tok), prepended_length=40, hidden_size=32, input_size=48, seed=2)
+    actors = dict(no_cot=cast.actor(cast.lm(tok), tok, 1), cot_full=wide, cross_family=Contender(wide, 'cross_family', other))
+    conditions = [*VARIANTS, 'no_cot', 'cot_full']
+    got = evaluate(actor, tok, games, store, conditions, tmp_path/'out', actors, **{**SHORT, 'max_steps': 1, 'batch_size': 12})
+    assert got.condition.unique().tolist() == conditions and len(got) == 12*len(conditions) and not (got.error != '').any()
+    said = got.groupby('condition').actions.agg(tuple)
+    assert said['truncate_0.0'] == said['no_comm'] and len({said[c] for c in ('latent', 'text', 'no_comm', 'cross_task', 'zero_message', 'cross_family')}) == 6
+    assert all(len(json.loads(a)) == n for a, n in zip(got.actions, got.steps)) and (got.unparsable <= got.steps).all()
+    settings = json.loads((tmp_path/'out'/'evaluate.json').read_text())
+    assert settings['sender of cross_family'] == 'another family' and settings['variant of cot_full'] == 'text' and 'sender of no_cot' not in settings
+    with pytest.raises(InterlatError, match="condition 'cross_family' gets variant 'cross_family', found 'latent'"):
+        evaluate(actor, tok, games, store, ['cross_family'], tmp_path/'out', dict(cross_family=Contender(wide, store=other)), **SHORT)
+    with pytest.raises(InterlatError, match='has width 48, wanted width 32'):
+        evaluate(actor, tok, games, store, ['cross_family'], tmp_path/'out', dict(cross_family=Contender(actor, 'cross_family', other)), **SHORT)
+
+
+def test_a_contender_is_bound_to_its_weights_sender_and_variant(tmp_path):
+    (actor, tok, games, store), actors = crew(tmp_path)
+    def play(who, **kw): return evaluate(actor, tok, games, store, ['mine'], tmp_path/'out', dict(mine=who), **SHORT)
+    assert len(play(Contender(actors['no_cot']))) == 6
+    with pytest.raises(InterlatError, match='made with actor of mine .*, now'): play(Contender(actor))
+    with pytest.raises(InterlatError, match='made with variant of mine latent, now text'): play(Contender(actors['no_cot'], 'text'))
+    again = collect(cast.lm(tok), tok, games, MessageStore(tmp_path/'again', sender='t'), max_new_tokens=4, progress=False)
+    with pytest.raises(InterlatError, match='made with sender of mine s, now t'): play(Contender(actors['no_cot'], store=again))
+
+
+def test_sampling_is_drawn_for_every_condition_and_seed(tmp_path, monkeypatch):
+    (actor, tok, games, store), actors = crew(tmp_path)
+    calls = []
+    def play(actor, tokenizer, games, messages, channel, **kw):
+        calls.append((channel, kw))
+        for i, g in enumerate(games): yield i, Episode(g.task_id, g.task_type, won=True, steps=1, actions=['look'], unparsable=1)
+    monkeypatch.setattr(interlat.evaluate, 'play', play)
+    def go(out, **kw): return evaluate(actor, tok, games, store, ['latent', 'no_cot'], tmp_path/out, actors, seeds=(4, 7), batch_size=3, progress=False, **kw)
+    warm = go('warm', temperature=.7)
+    assert calls == [(c, dict(batch_size=3, temperature=.7, seed=s)) for c in ('latent', 'none') for s in (4, 7)]
+    assert warm.groupby(['condition', 'seed']).size().tolist() == [6]*4 and set(warm.unparsable) == {1} and set(warm.actions) == {'["look"]'}
+    calls.clear()
+    assert set(go('cold', temperature=0).seed) == set(go('cold').seed) == {4} # 0 is greedy, said or not
+    assert calls[:2] == [('latent', dict(batch_size=3)), ('none', dict(batch_size=3))]
+    with pytest.raises(InterlatError, match='made with temperature 0.7, now 0.0'): go('warm')
+
+
+@pytest.mark.parametrize('variant, same', (('cross_task', False), ('self_message', True)))
+def test_partners_by_looking_at_every_pair(tmp_path, variant, same):
+    games = cast.games(tmp_path, 18)
+    kind, seen = {g.task_id: g.task_type for g in games}, {}
+    for seed in range(200):
+        for a, b in partners(games, seed, variant).items(): seen.setdefault(a, set()).add(b)
+    for a in kind: assert seen[a] == {b for b in kind if b != a and (kind[a] == kind[b]) == same}
+
+
+def test_mean_of_the_others_one_by_one(tmp_path):
+    (_, _, games, store), _ = crew(tmp_path)
+    mean = others_mean(store, games)
+    for g in games:
+        slow = torch.cat([store[o.task_id].h for o in games if o is not g]).double().mean(0)
+        assert torch.allclose(mean(store[g.task_id]).h[0], slow, atol=1e-9)
+        assert torch.allclose(Delivery(store, [g], 'mean_message', 0, mean)[0].h, slow.float().expand_as(store[g.task_id].h))
+
+
+def test_a_folder_that_cannot_be_written_is_found_out_before_anything_is_played(monkeypatch):
+    with tempfile.TemporaryDirectory() as d:
+        args, actors = crew(d)
+        for p in (d, *Path(d).rglob('*')): os.chmod(p, 0o755)
+        shut = Path(d)/'shut'
+        shut.mkdir()
+        shut.chmod(0o555)
+        monkeypatch.setattr(interlat.evaluate, 'play', lambda *a, **kw: pytest.fail('played'))
+        root = os.geteuid() == 0
+        if root: os.seteuid(65534) # root may write anywhere
+        try:
+            for out in (shut, shut/'deeper'):
+                with pytest.raises(InterlatError, match=f'cannot (write|make the folder) {out}.*: Permission denied'): evaluate(*args, CONDITIONS, out, actors, **SHORT)
+        finally:
+            if root: os.seteuid(0)
+        assert not list(shut.iterdir())
+
+
+def test_a_disk_that_fills_up_midway_keeps_what_is_there(tmp_path):
+    whole = run(tmp_path, 'whole')
+    size = (tmp_path/'whole'/'games.csv').stat().st_size
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    crew(tmp_path)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size//2, hard))
+    try:
+        with pytest.raises(InterlatError, match='cannot write .*games.csv: File too large; results so far stay'): run(tmp_path, 'full')
+    finally: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    kept = (tmp_path/'full'/'games.csv').read_text().splitlines()[:-1] # the last line is torn
+    assert 8 < len(kept) < 25
+    pd.testing.assert_frame_equal(run(tmp_path, 'full'), whole)
+    assert (tmp_path/'full'/'games.csv').read_text().splitlines()[:len(kept)] == kept

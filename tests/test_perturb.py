@@ -1,12 +1,15 @@
 "Each variant keeps what it promises and nothing else."
 from dataclasses import replace
 import pytest, torch
+from hypothesis import given, settings, strategies as st
 from interlat.core import InterlatError
 from interlat.message import LatentMessage
 from interlat.perturb import VARIANTS, haar, perturb, random_rot
 
 NAMES = ['latent', 'text', 'no_comm', 'cross_task', 'white_noise', 'cov_noise_0.5', 'cov_noise_1.0', 'cov_gauss_0', 'cov_gauss_mu', 'random_rot']
 NOISY = NAMES[4:]
+CUT = [f'truncate_0.{k}' for k in range(9, -1, -1)]
+NAMES += ['cross_family', 'zero_message', 'mean_message', 'self_message', *CUT]
 
 def gen(seed=0): return torch.Generator().manual_seed(seed)
 
@@ -23,6 +26,8 @@ def samples(variant, m, n=4000):
 def test_names_and_channels():
     assert list(VARIANTS) == NAMES and all(v.name == k and v.doc for k, v in VARIANTS.items())
     assert {k: v.channel for k, v in VARIANTS.items() if v.channel != 'latent'} == {'text': 'text', 'no_comm': 'none'}
+    assert {k: v.partner for k, v in VARIANTS.items() if v.partner} == dict(cross_task='other_type', self_message='same_type', mean_message='mean')
+    assert [k for k, v in VARIANTS.items() if v.drawn] == NOISY
 
 @pytest.mark.parametrize('variant', NAMES)
 @pytest.mark.parametrize('dtype', (torch.float32, torch.bfloat16))
@@ -34,7 +39,8 @@ def test_input_is_never_modified(variant, dtype):
     assert torch.equal(m.h, before[0]) and torch.equal(other.h, before[1]) and m.token_ids == before[2]
     assert torch.equal(torch.get_rng_state(), state)
     if out is None: return
-    assert out.h.dtype == dtype and out.h.shape == m.h.shape and out.token_ids == m.token_ids
+    assert out.h.dtype == dtype and out.h.device == m.h.device
+    if variant not in CUT: assert out.h.shape == m.h.shape and out.token_ids == m.token_ids
 
 @pytest.mark.parametrize('variant', NOISY)
 def test_seeds(variant):
@@ -47,9 +53,55 @@ def test_seeds(variant):
 
 def test_what_passes_unchanged():
     m, other = message(), message(seed=1, task_id='u', n=7)
-    assert torch.equal(perturb(m, 'latent').h, m.h) and torch.equal(perturb(m, 'text').h, m.h)
+    for variant in ('latent', 'text', 'cross_family'): assert torch.equal(perturb(m, variant).h, m.h)
     assert perturb(m, 'no_comm') is None
-    assert torch.equal(perturb(m, 'cross_task', other=other).h, other.h)
+    for variant in ('cross_task', 'self_message'): assert perturb(m, variant, other=other) is other
+
+def test_truncation():
+    m = message(n=27)
+    for k, variant in enumerate(CUT[::-1]):
+        out, n = perturb(m, variant), int(2.7*k + 1e-9)
+        assert torch.equal(out.h, m.h[:n]) and out.token_ids == m.token_ids[:n] and out.text == m.text
+
+def test_ablations():
+    m, other = message(), message(seed=1, task_id='u', n=7)
+    out = perturb(m, 'mean_message', other=other)
+    assert torch.allclose(out.h, sum(other.h)/7) and (out.task_id, out.token_ids) == (m.task_id, m.token_ids)
+    assert torch.equal(perturb(m, 'mean_message', other=other[2:3]).h, other.h[2].expand_as(m.h))
+    assert torch.equal(perturb(m, 'zero_message').h, torch.zeros_like(m.h))
+
+shapes = st.one_of(*(st.tuples(rows, st.integers(2, 48)) for rows in (st.integers(2, 12), st.integers(30, 80))), st.integers(2, 40).map(lambda d: (d+1, d)))
+
+@settings(max_examples=60, deadline=None)
+@given(shapes, st.integers(0, 2**20), st.floats(0, 20), st.floats(.01, 100))
+def test_rotation_preserves_moments_of_any_message(shape, seed, offset, scale):
+    "To 1e-4 of the largest entry in float32, whatever the shape (L < D, L > D), the size of the numbers and how far off-centre they are."
+    g = gen(seed)
+    n, width = shape
+    h = scale * (torch.randn(n, width, generator=g) @ torch.randn(width, width, generator=g)/width**.5 + offset)
+    m = LatentMessage(h, [0]*n, '', 't', 's')
+    out, h = perturb(m, 'random_rot', generator=g).h, h.double()
+    assert out.dtype == torch.float32
+    mean, cov = h.mean(0), h.T.cov()
+    assert (out.double().mean(0) - mean).abs().max() <= 1e-4*mean.abs().max()
+    assert (out.double().T.cov() - cov).abs().max() <= 1e-4*cov.abs().max()
+
+@settings(max_examples=25, deadline=None)
+@given(st.sampled_from([(4, 9), (10, 3), (6, 5), (2, 4)]), st.integers(0, 2**20), st.sampled_from(NOISY[:-1]))
+def test_noise_has_the_stated_moments(shape, seed, variant):
+    """Mean and covariance of N draws, each within 6 standard errors: entry (i, j) of a normal sample's covariance has variance
+    (C_ii C_jj + C_ij²)/N, and the mean's entry i has C_ii/N. Six of them are passed once in 5·10⁸ entries."""
+    m = message(*shape, seed=seed)
+    h, draws = m.h.double(), 3000
+    x = samples(variant, m, draws)
+    strength = dict(white_noise=1., cov_gauss_0=1., cov_gauss_mu=1.).get(variant) or float(variant[-3:])
+    cov = torch.eye(shape[1]).double() if variant == 'white_noise' else strength**2*h.T.cov()
+    mean = {'white_noise': 0*h, 'cov_gauss_0': 0*h, 'cov_gauss_mu': h.mean(0).expand_as(h)}.get(variant, h)
+    x, n = (x - mean).flatten(0, 1), draws*shape[0]
+    rounding = 1e-5*h.abs().max()
+    assert (x.mean(0).abs() <= 6*(cov.diag()/n).sqrt() + rounding).all()
+    error = ((cov.diag()[:, None]*cov.diag() + cov.square())/n).sqrt()
+    assert ((x.T @ x/n - cov).abs() <= 6*error + rounding*cov.diag().max().sqrt()).all()
 
 @pytest.mark.parametrize('shape', ((2, 8), (12, 32), (33, 32), (200, 16), (60, 512)))
 @pytest.mark.parametrize('dtype', (torch.float32, torch.float64))
@@ -116,6 +168,9 @@ def test_refusals():
     with pytest.raises(InterlatError, match="same task 't'"): perturb(m, 'cross_task', other=message(seed=1))
     with pytest.raises(InterlatError, match="found one of 'x', width 32"): perturb(m, 'cross_task', other=message(task_id='u', sender='x'))
     with pytest.raises(InterlatError, match="found one of 's', width 16"): perturb(m, 'cross_task', other=message(task_id='u', width=16))
+    with pytest.raises(InterlatError, match="self_message needs the message of another task of the same type: pass other="): perturb(m, 'self_message')
+    with pytest.raises(InterlatError, match="mean_message needs a message with the others' mean state"): perturb(m, 'mean_message')
+    with pytest.raises(InterlatError, match="at least one state, found none for 'u'"): perturb(m, 'mean_message', other=message(task_id='u')[:0])
     for variant in NOISY[1:]:
         with pytest.raises(InterlatError, match="message for 't' has 1 state; a covariance needs at least 2"): perturb(m[:1], variant)
     assert len(perturb(m[:1], 'white_noise')) == 1

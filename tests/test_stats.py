@@ -1,11 +1,13 @@
 "Published values, and properties that hold for all inputs."
 import math
+from itertools import product
 import numpy as np, pytest
 from hypothesis import given, settings, strategies as st
 from scipy.stats import binom
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from interlat.core import InterlatError
-from interlat.stats import bootstrap_ci, mcnemar, minimum_detectable_effect, newcombe, paired_difference, wilson
+from interlat.stats import (bootstrap_ci, detectable_effect, holm, mcnemar, minimum_detectable_effect, newcombe, paired_difference, paired_rates,
+                            rate_interval, sign_flip, wilson)
 
 counts = st.integers(0, 40)
 
@@ -102,3 +104,90 @@ def test_minimum_detectable_effect_moves_the_right_way():
     assert math.isnan(mde(5, .2))
     with pytest.raises(InterlatError, match='discordant in'): mde(10, 0.)
     with pytest.raises(InterlatError, match='probabilities between 0 and 1, found 95 and 0.8'): mde(10, .3, level=95)
+
+
+thirds = st.integers(0, 3).map(lambda k: k/3)
+
+@settings(deadline=None)
+@given(st.lists(st.integers(-3, 3).map(lambda k: k/3), max_size=9))
+def test_sign_flip_equals_trying_every_sign(d):
+    means = [float(np.dot(s, d)) for s in product((-1, 1), repeat=len(d))]
+    slow = 2*min(np.mean([m >= sum(d) - 1e-9 for m in means]), np.mean([m <= sum(d) + 1e-9 for m in means]))
+    assert sign_flip(d) == pytest.approx(min(1, slow))
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(0, 6), st.integers(0, 6), st.integers(0, 5))
+def test_sign_flip_of_wins_and_losses_is_mcnemar(a, b, same):
+    assert sign_flip([1]*a + [-1]*b + [0]*same) == pytest.approx(mcnemar(a, b))
+
+def test_sign_flip_of_many_games():
+    d = np.random.default_rng(0).choice([-1, -1/3, 0, 1/3, 1], 140, p=[.1, .1, .5, .1, .2])
+    z = d.sum()/math.sqrt((d**2).sum())
+    assert sign_flip(d) == pytest.approx(math.erfc(abs(z)/math.sqrt(2)), abs=.02) and sign_flip(d) == sign_flip(d)
+    assert sign_flip([1/3]*100) == pytest.approx(2/10000)
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.tuples(thirds, thirds), max_size=30))
+def test_paired_rates_properties(pairs):
+    a, b = [p[0] for p in pairs], [p[1] for p in pairs]
+    row = paired_rates(a, b)
+    assert list(row) == list(paired_difference([1], [0])) and row['n'] == len(a)
+    if not pairs:
+        assert math.isnan(row['difference']) and math.isnan(row['ci_low'])
+        return
+    assert row['difference'] == pytest.approx(np.mean(a) - np.mean(b))
+    assert -1 - 1e-9 <= row['ci_low'] <= row['difference'] + 1e-9 and row['difference'] - 1e-9 <= row['ci_high'] <= 1 + 1e-9
+    assert row['ci_high'] > row['ci_low'] or set(np.round(np.subtract(a, b), 9)) == {round(a[0]-b[0], 9)}
+    assert (row['a_only'], row['b_only']) == (sum(x > y for x, y in pairs), sum(x < y for x, y in pairs)) and 0 < row['p_value'] <= 1
+    low, high = rate_interval(a)
+    assert 0 <= low <= np.mean(a) + 1e-9 and np.mean(a) - 1e-9 <= high <= 1
+
+def experiments(rng, n, seeds, times):
+    "Rates of n games under two conditions, the second played with several seeds, whose chances differ from game to game."
+    for _ in range(times):
+        p = rng.beta(.4, .6, n) # .4 on average
+        yield (rng.random(n) < .1 + .8*p).astype(float), rng.binomial(seeds, p)/seeds
+
+def test_intervals_over_seeds_cover():
+    "Of simulated experiments about 95 % have the true rate and the true difference in their interval: seeds of a game are no games."
+    rates, differences = [], []
+    for a, b in experiments(np.random.default_rng(0), 100, 3, 300):
+        low, high = rate_interval(b)
+        rates.append(low <= .4 <= high)
+        row = paired_rates(a, b)
+        differences.append(row['ci_low'] <= .1 + .8*.4 - .4 <= row['ci_high'])
+    assert .91 < np.mean(rates) < .985 and .91 < np.mean(differences) < .985
+
+def test_rate_interval_where_few_games_speak():
+    "A bootstrap of 0 wins would say 0 to 0."
+    assert rate_interval([0]*140) == wilson(0, 140) and rate_interval([1]*9) == wilson(9, 9)
+    low, high = rate_interval([0]*139 + [2/3])
+    assert low > 0 and wilson(0, 140)[1] < high < wilson(1, 140)[1]
+    for bad in (-.1, 1.1, math.nan):
+        with pytest.raises(InterlatError, match=r'rates of games must lie in \[0, 1\]'): rate_interval([.5, bad])
+    with pytest.raises(InterlatError, match='of b must lie'): paired_rates([.5], [2])
+
+@pytest.mark.parametrize('n', (6, 20, 140, 1000))
+def test_detectable_effect_of_games_that_all_go_one_way(n):
+    "By counting: the exact test's power at that effect, and just below it, around 80 %."
+    def power(d): return sum(binom.pmf(m, n, d) for m in range(n+1) if mcnemar(m, 0) < .05)
+    d = detectable_effect(n, 0)
+    assert power(d) == pytest.approx(.8, abs=1e-6) and power(.9*d) < .8
+    assert detectable_effect(n, 1/n) == d and detectable_effect(n, .9) >= d
+
+@settings(deadline=None)
+@given(st.integers(1, 2000), st.floats(0, 1))
+def test_detectable_effect_is_a_difference_or_says_that_there_is_none(n, discordant):
+    d = detectable_effect(n, discordant)
+    assert math.isnan(d) if n < 6 else 0 < d <= 1
+    if discordant > 0 and d > discordant: assert n < 6 or d == detectable_effect(n, 0)
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_by_hand(p):
+    order, worst, slow = np.argsort(p), 0., [0.]*len(p)
+    for rank, i in enumerate(order):
+        worst = max(worst, min(1, (len(p)-rank)*p[i]))
+        slow[i] = worst
+    assert holm(p).tolist() == pytest.approx(slow)
+    assert holm([*p, math.nan])[:-1].tolist() == pytest.approx(slow) and math.isnan(holm([*p, math.nan])[-1])

@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 from notebooks import ROOT
 
-from interlat.viz import CONDITIONS, save_figure, success_by_condition
+from interlat.perturb import VARIANTS
+from interlat.viz import CONDITIONS, effects_by_type, save_figure, success_by_condition
 
 SUMMARY = pd.DataFrame([dict(condition=c, n=10, successes=k, success_rate=k/10, ci_low=max(0, k/10 - .2), ci_high=min(1, k/10 + .2))
                         for k, c in enumerate(CONDITIONS)])
@@ -41,3 +42,24 @@ def test_png_without_browser_and_with_blanks_in_paths(tmp_path):
 def test_unknown_conditions_are_drawn_too():
     fig = success_by_condition(SUMMARY.assign(condition=[f'mine_{i}' for i in range(len(SUMMARY))]))
     assert len(fig.data) == len(SUMMARY)
+
+
+def test_effects_are_drawn_from_the_table_as_it_is_written(tmp_path):
+    "effects.csv read back with plain pandas: empty cells where a type had no game or no adjusted p."
+    rows = [dict(effect=e, task_type=t, n=n, difference=d, ci_low=d and d - .2, ci_high=d and d + .2, p_value=p, p_holm=h)
+            for e in ('presence', 'content') for t, n, d, p, h in (('all', 40, .3, .01, None), ('heat', 40, .2, .04, .04), ('pick', 0, None, 1, None))]
+    pd.DataFrame(rows).to_csv(tmp_path/'effects.csv', index=False)
+    fig = effects_by_type(pd.read_csv(tmp_path/'effects.csv'))
+    assert [(t.xaxis, t.text) for t in fig.data] == [('x', '+30'), ('x', '+20'), ('x2', '+30'), ('x2', '+20')]
+    _, png = save_figure(fig, tmp_path/'effects')
+    assert size(png) == (2*fig.layout.width, 2*fig.layout.height)
+
+
+def test_every_condition_has_its_words_and_colour():
+    assert set(CONDITIONS) == {*VARIANTS, 'no_cot', 'cot_full'}
+
+
+def test_many_conditions_have_one_line_each():
+    few, many = success_by_condition(SUMMARY[:12]), success_by_condition(SUMMARY)
+    assert all('<br>' in t.y[0] for t in few.data) and not any('<br>' in t.y[0] for t in many.data)
+    assert many.layout.height < 1000 and len({t.y[0] for t in many.data}) == len(CONDITIONS)
