@@ -124,7 +124,8 @@ class RandomPlayer:
         return self.rng.choice([c for c, k in kinds.items() if k == rarest])
 
     def _errand(self, seen):
-        "The next command of the errand, or of a new one."
+        "The next command of the errand, or of a new one; one that would do nothing is mostly left out."
+        while self.todo and self.todo[0] not in seen.admissible_commands and self.rng.random() < .75: self.todo.pop(0)
         if not self.todo:
             found = errands(self.game, self.where, self.rng)
             held = [c[8:] for c in seen.admissible_commands if c.startswith('examine ') and c[8:] in self.game.things]
