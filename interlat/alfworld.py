@@ -87,7 +87,9 @@ class StockEngine:
         game_file:str|Path, # a `game.tw-pddl` file
     ):
         data = load_json(game_file)
-        try: check_grammar(data['grammar'] if isinstance(data, dict) else '')
+        try:
+            parse_game(data)
+            check_grammar(data['grammar'])
         except InterlatError as e: raise InterlatError(f'{game_file}: {e}') from e
         textworld, envs, alfred, mementos, idle = _stock()
         wanted = textworld.EnvInfos(won=True, admissible_commands=True)

@@ -8,7 +8,7 @@ __all__ = ['broken', 'WorkerDied', 'Crew', 'spread', 'GameBatch']
 # %% ../nbs/04db_gamebatch.ipynb #5b70b133
 import os, signal, sys, weakref
 from collections import Counter, deque
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from multiprocessing import get_context
 from multiprocessing.connection import wait
 from operator import index
@@ -122,7 +122,8 @@ class Crew:
         try:
             for k in queues: begin(k)
             while busy:
-                for k in [busy.pop(connection) for connection in wait(list(busy))]:
+                for connection in wait(list(busy)):
+                    k = busy.pop(connection)
                     answer, j = self._answer(k), queues[k][0]
                     again = isinstance(answer, WorkerDied) and j not in died
                     if again: died.add(j)
@@ -141,7 +142,7 @@ class Crew:
         "The workers that are running."
         return [w[0].pid for w in self._workers if w and w[0].is_alive()]
     def close(self)->None:
-        "Stop the workers."
+        "Stop the workers; new ones start when there is work again."
         _dismiss(self._workers)
     def __len__(self): return len(self._workers)
     def __repr__(self): return f'Crew({len(self)}, {len(self.pids())} running)'
@@ -191,7 +192,7 @@ class GameBatch:
     def step(self,
         commands:list[str|None], # one for each game in `which`; None leaves the game alone
         which=None, # places of the games in `files`; all by default
-    )->list[GameStep]: # one for each game in `which`; for one left alone, its last again
+    )->list[GameStep]: # one for each game in `which`; for one left alone its last again, None if it has not begun
         "Carry out commands. Raises `InterlatError`, before anything is done, if a game that gets one is over or has not begun."
         which, commands = self._places(which), list(commands)
         if len(commands) != len(which): raise InterlatError(f"{len(commands)} commands for {len(which)} games; give one for each, or None")
@@ -203,11 +204,15 @@ class GameBatch:
     def _carry_out(self, moves):
         "Carry out (game, command) pairs and note what was seen; the first refusal is raised at the end."
         refused = {}
-        for i, command, seen in self._answers(moves):
-            if isinstance(seen, WorkerDied): seen = broken(f'WorkerDied: {seen}, at {command or "the start"!r} in {self.files[i]}')
-            if isinstance(seen, InterlatError): refused[i] = seen; continue
-            if command is not None: self._past[i].append(command)
-            self._last[i] = seen
+        try:
+            with closing(self._answers(moves)) as answers:
+                for i, command, seen in answers:
+                    if isinstance(seen, InterlatError): refused[i] = seen; continue
+                    if command is not None: self._past[i].append(command)
+                    self._last[i] = seen
+        except BaseException: # interrupted: a game may have gone on and not have told
+            self.close()
+            raise
         for i, _ in moves:
             if i in refused: raise refused[i]
 
@@ -215,7 +220,10 @@ class GameBatch:
         "Yields (game, command, what was seen), here in order, from workers as they come."
         jobs = [(i, (self.files[i], self.engine, self.max_steps), tuple(self._past[i]), command) for i, command in moves]
         if len(self._crew):
-            for j, seen in self._crew.each([(i % len(self._crew), _play, (i, *job)) for i, *job in jobs]): yield *moves[j], seen
+            for j, seen in self._crew.each([(job[0] % len(self._crew), _play, job) for job in jobs]):
+                i, command = moves[j]
+                if isinstance(seen, WorkerDied): seen = broken(f"WorkerDied: {seen}, at {command or 'the start'!r} in {self.files[i]}")
+                yield i, command, seen
             return
         for move, job in zip(moves, jobs):
             try: seen = _play(self._games, *job)
@@ -239,7 +247,7 @@ class GameBatch:
         if last.done: raise InterlatError(f"game {i} is over ({last.error or ('won' if last.won else 'out of steps')}): call reset([{i}]) to play it again")
 
     def close(self)->None:
-        "Stop the workers and let go of the games."
+        "Stop the workers and let go of the games; what is needed again comes back."
         self._crew.close()
         self._games.clear()
     def __enter__(self): return self

@@ -177,10 +177,10 @@ def game_name(
 def _session(game, player, steps):
     "Yields the commands of a comparison, None for a new beginning; it is sent what the first engine shows."
     seen = yield None
-    for _ in range(steps):
+    for left in reversed(range(steps)):
         seen = yield player(seen)
-        if seen.done: player.begin(); seen = yield None
-    seen = yield None
+        if seen.done and left: player.begin(); seen = yield None
+    if steps: seen = yield None
     for command in game.walkthrough:
         if seen.done: return
         player.done[kind_of(command, seen, game)] += 1
