@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FETCH', 'SOLVABLE', 'UNMARKED', 'GRAMMARS', 'ENGINES', 'games_folder', 'find_games', 'task_type', 'check_grammar',
-           'StockEngine', 'GameStep', 'GameEnv', 'plan_text', 'places', 'map_text', 'expert_turns', 'generate_games',
-           'read_game', 'Game', 'TASK_TYPES']
+           'StockEngine', 'GameStep', 'check_play', 'GameEnv', 'plan_text', 'places', 'map_text', 'expert_turns',
+           'generate_games', 'read_game', 'Game', 'TASK_TYPES']
 
 # %% ../nbs/04d_alfworld.ipynb #c6a21296
 import importlib, os, re, sys, tempfile, weakref
@@ -136,7 +136,10 @@ class StockEngine:
         game_file:str|Path, # a `game.tw-pddl` file
     ):
         data = load_json(game_file)
-        check_grammar(data['grammar'])
+        try:
+            parse_game(data)
+            check_grammar(data['grammar'])
+        except InterlatError as e: raise InterlatError(f'{game_file}: {e}') from e
         textworld, envs, alfred, mementos, idle = _stock()
         wanted = textworld.EnvInfos(won=True, admissible_commands=True)
         self._env = idle.pop() if idle else alfred.AlfredDemangler(envs.PddlEnv(wanted), shuffle=False)
@@ -167,8 +170,17 @@ class GameStep:
     admissible_commands:tuple[str,...] # the commands that would do something now, sorted
     error:str='' # what broke, on one line
 
-# %% ../nbs/04d_alfworld.ipynb #f41d8547
+# %% ../nbs/04d_alfworld.ipynb #5b0e91c7
 ENGINES = dict(native=lambda file: NativeEngine(read_game(file)), textworld=StockEngine)
+def check_play(
+    engine:str, # 'native' or 'textworld'
+    max_steps:int, # commands that a player has
+)->None:
+    "Raises `InterlatError` for an engine that is none or a number of steps that makes no game."
+    if engine not in ENGINES: raise InterlatError(f"unknown engine {engine!r}; use {' or '.join(ENGINES)}")
+    if not isinstance(max_steps, int) or max_steps < 1: raise InterlatError(f"max_steps must be a positive integer, found {max_steps!r}")
+
+# %% ../nbs/04d_alfworld.ipynb #f41d8547
 class GameEnv:
     "A game, played command by command until it is won or its steps are used up."
     def __init__(self,
@@ -176,8 +188,7 @@ class GameEnv:
         engine:str='native', # 'native', or 'textworld' for the stock engine
         max_steps:int=20, # commands that a player has
     ):
-        if engine not in ENGINES: raise InterlatError(f"unknown engine {engine!r}; use {' or '.join(ENGINES)}")
-        if not isinstance(max_steps, int) or max_steps < 1: raise InterlatError(f"max_steps must be a positive integer, found {max_steps!r}")
+        check_play(engine, max_steps)
         self.game_file, self.max_steps, self.steps, self._last = Path(game_file), max_steps, 0, None
         self._engine = ENGINES[engine](game_file)
 

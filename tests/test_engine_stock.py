@@ -1,11 +1,13 @@
 "The native engine against ALFWorld's own: same text, admissible commands, won and done, command for command."
-import random, tarfile
+import os, signal, tarfile
 from pathlib import Path
 
 import pytest
 
 from interlat.alfworld import GameEnv, TASK_TYPES, find_games, generate_games, read_game, task_type
 from interlat.core import InterlatError
+from interlat.gamebatch import GameBatch
+from interlat.oracle import KINDS, compare, replay_rows
 
 pytest.importorskip('textworld', reason='the stock engine is not installed: `make test` brings it')
 pytest.importorskip('alfworld', reason='the stock engine is not installed: `make test` brings it')
@@ -13,8 +15,8 @@ pytest.importorskip('alfworld', reason='the stock engine is not installed: `make
 ARCHIVE = Path(__file__).resolve().parents[2]/'shared'/'data'/'alfworld_json_2.1.1.tar.xz'
 
 # (where the games come from, how many, random steps in each); without the archive, other full scenes stand in for the official games
-SOURCES = [('official' if ARCHIVE.exists() else 'full/train', 12, 16), ('full/valid_unseen', 6, 24), ('small/train', 24, 88),
-           ('small/valid_unseen', 18, 88)]
+SOURCES = [('official' if ARCHIVE.exists() else 'full/train', 12, 48), ('full/valid_unseen', 6, 40), ('small/train', 24, 80),
+           ('small/valid_unseen', 18, 76)]
 PLAN = [(source, k, steps) for source, n, steps in SOURCES for k in range(n)]
 
 
@@ -45,40 +47,11 @@ def games(tmp_path_factory):
     return files
 
 
-def some_command(rng, game, seen):
-    "Mostly an admissible command, more often a doing than a going one; at times one that may well not be admissible, or is nonsense."
-    doing = [c for c in seen.admissible_commands if not c.startswith('go to')]
-    luck = rng.random()
-    if luck < .05: return rng.choice(['dance', 'Look', '', 'go to nowhere 9', 'take', 'put all', ' inventory '])
-    if luck < .15:
-        o, r = rng.choice(list(game.things)), rng.choice(list(game.receptacles))
-        verb = rng.choice(['take {} from {}', 'move {} to {}', 'heat {} with {}', 'cool {} with {}', 'clean {} with {}', 'slice {} with {}'])
-        return verb.format(o, r)
-    return rng.choice(doing if luck < .7 else seen.admissible_commands)
-
-
-def both(engines, command=None):
-    "The same command (or a reset) to both engines; they have to show the same."
-    native, stock = (env.reset() if command is None else env.step(command) for env in engines)
-    assert native == stock, f'after {command!r}'
-    return native
-
-
 @pytest.mark.parametrize('source, k, steps', PLAN, ids=[f'{s}-{k}' for s, k, _ in PLAN])
 def test_engines_agree(games, source, k, steps):
-    file = games(source)[k]
-    game, rng = read_game(file), random.Random(k)
-    engines = GameEnv(file, max_steps=steps), GameEnv(file, 'textworld', max_steps=steps)
-    seen = both(engines)
-    for _ in range(steps):
-        command = some_command(rng, game, seen)
-        seen = both(engines, command)
-        if seen.done: seen = both(engines)
-    if engines[0].steps: both(engines)
-    for command in game.walkthrough:
-        assert not seen.done or command == game.walkthrough[0]
-        seen = both(engines, command)
-    assert seen.won and seen.done
+    row = compare(games(source)[k], steps, seed=k)
+    assert row['differences'] == 0, row['first']
+    assert row['won'] and row['steps'] > steps
 
 
 def test_the_plan_is_large_enough(games):
@@ -86,6 +59,12 @@ def test_the_plan_is_large_enough(games):
     for source, n, _ in SOURCES:
         kinds = [task_type(f) for f in games(source)]
         assert len(kinds) == n and {*kinds} == {*TASK_TYPES}
+
+
+def test_every_kind_of_command_is_tried_in_every_source(games):
+    for source, *_ in SOURCES:
+        rows = [compare(games(source)[k], steps, k, ('native', 'native')) for s, k, steps in PLAN if s == source]
+        assert [kind for kind in KINDS if not any(row[kind] for row in rows)] == []
 
 
 def test_stock_tools_find_generated_games(games, tmp_path, monkeypatch):
@@ -117,3 +96,29 @@ def test_stock_engine_gets_no_foreign_grammar(games, tmp_path):
     env = GameEnv(file)
     env.reset()
     assert env.step('inventory').observation == 'You are not carrying anything.' and not marker.exists()
+
+
+@pytest.mark.parametrize('text', ['', '{"grammar": "templ', '[]', '{}'], ids=['empty', 'cut short', 'a list', 'no parts'])
+@pytest.mark.parametrize('engine', ['native', 'textworld'])
+def test_broken_game_file_is_named(tmp_path, engine, text):
+    file = tmp_path/'game.tw-pddl'
+    file.write_text(text)
+    with pytest.raises(InterlatError) as refused: GameEnv(file, engine)
+    assert str(file) in str(refused.value) and '\n' not in str(refused.value)
+
+
+def test_stock_games_side_by_side_in_workers(games, capfd):
+    files = games('small/train')[:4]
+    plans = [[*read_game(f).walkthrough[:3], 'inventory', 'sing'] for f in files]
+    with GameBatch(files, 'textworld', workers=2) as stock, GameBatch(files, 'textworld') as here, GameBatch(files) as native:
+        assert stock.reset() == here.reset() == native.reset()
+        for commands in zip(*plans):
+            if commands[0] == 'inventory': os.kill(stock._crew.pids()[0], signal.SIGKILL)
+            assert stock.step(commands) == here.step(commands) == native.step(commands)
+    assert capfd.readouterr() == ('', '')
+
+
+def test_finished_games_win_again(games):
+    records = [(f, read_game(f).walkthrough, True) for f in games('small/train')[:2]] + [(games('small/train')[2], ['look', ''], False)]
+    rows = sorted(replay_rows(records, workers=1), key=lambda r: r['record'])
+    assert [(r['replayed'], r['agree']) for r in rows] == [(True, True), (True, True), (False, True)]

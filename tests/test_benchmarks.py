@@ -1,0 +1,34 @@
+"The benchmarks run, at a size that measures nothing."
+import importlib.util, json
+from importlib.util import find_spec
+
+import pytest
+from notebooks import ROOT
+
+from interlat.alfworld import generate_games
+
+
+@pytest.fixture(scope='module')
+def bench():
+    spec = importlib.util.spec_from_file_location('engine_benchmark', ROOT/'benchmarks'/'engine.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_native_parts(bench, tmp_path):
+    files = generate_games(tmp_path, 3, 'train')
+    assert len(bench.commands_for(files[0], 0)) == bench.STEPS
+    assert bench.steps_per_second(files, 0, 5) > 0
+    assert bench.side_by_side(files, 0, 2)['games'] == 6
+    assert bench.memory(files, 100, 50)['games'] == 100
+
+
+def test_whole_benchmark(bench, capsys, monkeypatch, tmp_path):
+    if not find_spec('textworld'): pytest.skip('the stock engine is not installed: `make test` brings it')
+    whole = bench.benchmark
+    monkeypatch.setattr(bench, 'benchmark', lambda *a: whole(*a, n_memory=60))
+    bench.main(['--n', '1', '--out', str(tmp_path/'engine.json')])
+    result = json.loads((tmp_path/'engine.json').read_text())
+    assert result['engines']['games'][0]['ratio'] == result['engines']['median_ratio'] and result['memory']['games'] == 60
+    assert 'ratio: ' in capsys.readouterr().out
