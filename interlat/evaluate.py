@@ -8,7 +8,7 @@ __all__ = ['BASELINES', 'partners', 'others_mean', 'Delivery', 'stand_in', 'Cont
 # %% ../nbs/15_evaluate.ipynb #82530bd8
 import hashlib, json
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Callable, Sequence
 
@@ -168,11 +168,11 @@ def fingerprint(
     return digest.hexdigest()
 
 # %% ../nbs/15_evaluate.ipynb #9008e72f
-def _settings(actor, store, contenders, actors, playing):
+def _settings(actor, store, contenders, actors, how):
     "What must stay the same for results to share a folder: weights, senders, variants of contenders, and how games are played."
     own = {c: who for c, who in contenders.items() if c in actors}
-    how = {k: v for k,v in playing.items() if k not in ('batch_size', 'workers', 'cache')}
-    return dict(actor=fingerprint(actor), sender=_sender(store), temperature=0., **{f'actor of {c}': fingerprint(w.actor) for c,w in own.items()},
+    how = {k: v for k,v in asdict(how).items() if k not in ('batch_size', 'workers', 'cache', 'seed')}
+    return dict(actor=fingerprint(actor), sender=_sender(store), **{f'actor of {c}': fingerprint(w.actor) for c,w in own.items()},
                 **{f'variant of {c}': w.variant for c,w in own.items()},
                 **{f'sender of {c}': _sender(w.store) for c,w in own.items() if VARIANTS[w.variant].channel != 'none'}) | how
 
@@ -207,21 +207,20 @@ def evaluate(
     out:str|Path, # folder for `games.csv`; the results in it are kept and completed
     actors:dict|None=None, # for more conditions: the actors of `no_cot` and `cot_full`, a `Contender` for any other
     seeds:Sequence[int]=(0,), # of the noise, of the choice of others' messages, of the sampling; the first alone where nothing is drawn
-    **playing, # `batch_size`, `max_steps`, `max_new_tokens`, `engine`, `temperature`, …: as in `play`; `progress`: show a bar
+    **playing, # fields of `Playing` but the seed, and `progress`: show a bar
 )->pd.DataFrame: # one row for each game, condition and seed asked for, as in `games.csv`
     "Play each game under each condition (Du et al. 2025, §5), those that are missing in `out`. Raises `InterlatError` for bad input."
-    progress, actors = playing.pop('progress', True), actors or {}
-    if not (temperature := playing.pop('temperature', 0)): sampling = lambda seed: {}
-    else: sampling = lambda seed: dict(temperature=temperature, seed=seed)
+    progress, actors, how = playing.pop('progress', True), actors or {}, Playing(**playing)
     games = [g if isinstance(g, Task) else game_task(g) for g in games]
     contenders = _contenders(conditions, Contender(actor, store=store, tokenizer=tokenizer), actors)
     _check_games(games, contenders)
     log = GameLog(Path(out)/'games.csv')
-    _check_settings(out, _settings(actor, store, contenders, actors, dict(playing, temperature=float(temperature or 0))), bool(log.done))
-    rounds = [*_rounds(games, contenders, seeds, temperature, log)]
+    _check_settings(out, _settings(actor, store, contenders, actors, how), bool(log.done))
+    rounds = [*_rounds(games, contenders, seeds, how.temperature, log)]
     for c, seed, todo, other in rounds:
         who = contenders[c]
-        played = play(who.actor, who.tokenizer, todo, Delivery(who.store, todo, who.variant, seed, other), VARIANTS[who.variant].channel, **playing, **sampling(seed))
+        messages = Delivery(who.store, todo, who.variant, seed, other)
+        played = play(who.actor, who.tokenizer, todo, messages, VARIANTS[who.variant].channel, **asdict(replace(how, seed=seed)))
         for _, episode in tqdm(played, total=len(games), initial=len(games)-len(todo), desc=c, disable=not progress): log.append(c, episode, seed)
     return _asked_for(read_games(log.path), rounds, games)
 

@@ -15,7 +15,7 @@ import pandas as pd
 from .core import *
 
 # %% ../nbs/14b_gamelog.ipynb #eab4826f
-COLUMNS = ['condition', 'game_id', 'task_type', 'won', 'steps', 'error', 'seed', 'unparsable', 'actions']
+COLUMNS = ['condition', 'game_id', 'task_type', 'won', 'steps', 'error', 'seed', 'unparsable', 'actions', 'outputs']
 
 # %% ../nbs/14b_gamelog.ipynb #1f0a52c3
 @contextmanager
@@ -48,7 +48,7 @@ class GameLog:
         "Add a row; when this returns it is on disk. Raises `InterlatError` if it cannot be written."
         e = episode
         with writing(self.path):
-            self._write([condition, e.task_id, e.task_type, '' if e.won is None else e.won, e.steps, e.error, seed, e.unparsable, json.dumps(e.actions)])
+            self._write([condition, e.task_id, e.task_type, '' if e.won is None else e.won, e.steps, e.error, seed, e.unparsable, json.dumps(e.actions), json.dumps(e.outputs)])
         self.done.add((condition, seed, e.task_id))
 
     def _write(self, row):
@@ -70,7 +70,7 @@ def _cut_torn_line(path):
 # %% ../nbs/14b_gamelog.ipynb #c5f13d0e
 def read_games(
     path:str|Path, # a `games.csv`
-)->pd.DataFrame: # columns `COLUMNS`; `won` is True, False or None (the game broke), `actions` the JSON text
+)->pd.DataFrame: # columns `COLUMNS`; `won` is True, False or None (the game broke), `actions` and `outputs` the JSON text
     "The rows of a log. Raises `InterlatError` if it is missing or has other columns."
     rows = pd.read_csv(check_file(path, 'result table', 'run an evaluation first'), dtype=str, keep_default_na=False)
     if list(rows) != COLUMNS: raise InterlatError(f"{path} has columns {','.join(rows)}; wanted {','.join(COLUMNS)}")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import cast
-import interlat.rollout
+import interlat.gamebatch
 from interlat.alfworld import GameEnv
 from interlat.collect import collect
 from interlat.core import InterlatError
@@ -83,7 +83,7 @@ def test_a_game_that_breaks_is_an_error_row(tmp_path, monkeypatch):
         def step(self, command):
             if str(self.game_file) == games[1].source: raise RuntimeError('pipe, "closed"\nagain')
             return super().step(command)
-    monkeypatch.setattr(interlat.rollout, 'GameEnv', Breaks)
+    monkeypatch.setattr(interlat.gamebatch, 'GameEnv', Breaks)
     got = evaluate(actor, tok, games, store, ['latent', 'no_comm'], tmp_path/'out', **SHORT)
     broken = got[got.game_id == games[1].task_id]
     assert broken.error.tolist() == ['RuntimeError: pipe, "closed" again']*2 and broken.won.tolist() == [None, None]
@@ -92,7 +92,7 @@ def test_a_game_that_breaks_is_an_error_row(tmp_path, monkeypatch):
     disk = pd.read_csv(tmp_path/'out'/'summary.csv'), pd.read_csv(tmp_path/'out'/'paired.csv')
     assert ','.join(disk[0]) == 'condition,n,successes,success_rate,ci_low,ci_high,mean_steps_success,mean_steps_all,errors,seeds'
     assert ','.join(disk[1]) == 'condition_a,condition_b,n,a_only,b_only,difference,ci_low,ci_high,p_value'
-    assert ','.join(got) == 'condition,game_id,task_type,won,steps,error,seed,unparsable,actions'
+    assert ','.join(got) == 'condition,game_id,task_type,won,steps,error,seed,unparsable,actions,outputs'
 
 
 def test_tables_agree_with_pandas_own_reading(tmp_path):
@@ -147,7 +147,7 @@ def test_every_condition_of_the_paper_plays(tmp_path):
     conditions = [*VARIANTS, 'no_cot', 'cot_full']
     got = evaluate(actor, tok, games, store, conditions, tmp_path/'out', actors, **{**SHORT, 'max_steps': 1, 'batch_size': 12})
     assert got.condition.unique().tolist() == conditions and len(got) == 12*len(conditions) and not (got.error != '').any()
-    said = got.groupby('condition').actions.agg(tuple)
+    said = got.groupby('condition').outputs.agg(tuple)
     assert said['truncate_0.0'] == said['no_comm'] and len({said[c] for c in ('latent', 'text', 'no_comm', 'cross_task', 'zero_message', 'cross_family')}) == 6
     assert all(len(json.loads(a)) == n for a, n in zip(got.actions, got.steps)) and (got.unparsable <= got.steps).all()
     settings = json.loads((tmp_path/'out'/'evaluate.json').read_text())
@@ -172,16 +172,16 @@ def test_sampling_is_drawn_for_every_condition_and_seed(tmp_path, monkeypatch):
     (actor, tok, games, store), actors = crew(tmp_path)
     calls = []
     def play(actor, tokenizer, games, messages, channel, **kw):
-        calls.append((channel, kw))
+        calls.append((channel, kw['temperature'], kw['seed'], kw['batch_size']))
         for i, g in enumerate(games): yield i, Episode(g.task_id, g.task_type, won=True, steps=1, actions=['look'], unparsable=1)
     monkeypatch.setattr(interlat.evaluate, 'play', play)
     def go(out, **kw): return evaluate(actor, tok, games, store, ['latent', 'no_cot'], tmp_path/out, actors, seeds=(4, 7), batch_size=3, progress=False, **kw)
     warm = go('warm', temperature=.7)
-    assert calls == [(c, dict(batch_size=3, temperature=.7, seed=s)) for c in ('latent', 'none') for s in (4, 7)]
+    assert calls == [(c, .7, s, 3) for c in ('latent', 'none') for s in (4, 7)]
     assert warm.groupby(['condition', 'seed']).size().tolist() == [6]*4 and set(warm.unparsable) == {1} and set(warm.actions) == {'["look"]'}
     calls.clear()
     assert set(go('cold', temperature=0).seed) == set(go('cold').seed) == {4} # 0 is greedy, said or not
-    assert calls[:2] == [('latent', dict(batch_size=3)), ('none', dict(batch_size=3))]
+    assert calls == [('latent', 0, 4, 3), ('none', 0, 4, 3)]*2
     with pytest.raises(InterlatError, match='made with temperature 0.7, now 0.0'): go('warm')
 
 

@@ -9,7 +9,7 @@ from interlat.summary import *
 
 
 def row(condition, game, won, seed=0, task_type='pick'):
-    return dict(zip(COLUMNS, (condition, game, task_type, won, 5 if won else 20, '' if won is not None else 'RuntimeError: x', seed, 0, '[]')))
+    return dict(zip(COLUMNS, (condition, game, task_type, won, 5 if won else 20, '' if won is not None else 'RuntimeError: x', seed, 0, '[]', '[]')))
 
 
 def table(*rows): return pd.DataFrame(rows, columns=COLUMNS).astype(dict(won=object))
