@@ -47,7 +47,7 @@ def _serve(connection):
     signal.signal(signal.SIGINT, signal.SIG_IGN) # what an interrupt means is decided where it was meant to go
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     state = {}
-    with suppress(EOFError):
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
             function, args = connection.recv()
             try: answer = function(state, *args)
@@ -123,8 +123,9 @@ class Crew:
             for k in queues: begin(k)
             while busy:
                 for connection in wait(list(busy)):
-                    k = busy.pop(connection)
+                    k = busy[connection]
                     answer, j = self._answer(k), queues[k][0]
+                    del busy[connection]
                     again = isinstance(answer, WorkerDied) and j not in died
                     if again: died.add(j)
                     else: queues[k].popleft()
