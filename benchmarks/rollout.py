@@ -13,19 +13,19 @@ from interlat.collect import generate_messages, greedy_config
 from interlat.core import write_atomic
 from interlat.decode import Speaker
 from interlat.household import game_task
-from interlat.lm import add_message_tokens, load_lm
+from interlat.lm import add_message_tokens, encode_chat, load_lm
 from interlat.message import LatentMessage
 from interlat.rollout import rollout
 from interlat.runs import machine
 
 class Generate(Speaker):
-    "What everybody writes first: `generate` on the whole conversation, one game after the other."
+    "What everybody writes first: encode the whole conversation and call `generate`, one game after the other."
     def speak(self, seats):
         said, config = [], greedy_config(self.model, self.tokenizer, self.max_new_tokens)
         for s in seats:
-            s.chat.open()
-            ids = torch.tensor([s.chat.input_ids])
-            new = self.actor.generate(ids, torch.ones_like(ids), torch.tensor([s.chat.insert_at]), s.embeds[None], generation_config=config)[0].tolist()
+            chat = encode_chat(self.tokenizer, s.chat.turns, add_generation_prompt=True)
+            ids = torch.tensor([chat.input_ids])
+            new = self.actor.generate(ids, torch.ones_like(ids), torch.tensor([chat.insert_at]), s.embeds[None], generation_config=config)[0].tolist()
             self.computed += ids.shape[1] + s.embeds.shape[0] + 2 + len(new) - 1
             said.append(self.tokenizer.decode(new, skip_special_tokens=True))
         self.padded = self.computed
