@@ -72,8 +72,31 @@ def test_the_whole_way(world, tmp_path, monkeypatch, capsys):
     shown = run(cli.main_eval, 'alfworld', '--model_name_or_path', tmp_path/'actor', '--no_cot', tmp_path/'blind', '--data_path', world/'games',
                 '--hidden_data_path', tmp_path/'valid_unseen', '--output_dir', tmp_path/'eval', '--max_steps', '2', '--max_new_tokens', '4', '--device', 'cpu')
     assert 'presence: ' in shown and 'content: ' in shown
+    assert 'could show a difference' in shown
     summary = pd.read_csv(tmp_path/'eval'/'summary.csv')
     assert summary.condition.tolist() == ['latent', 'text', 'no_comm', 'cross_task', 'no_cot'] and set(summary.n) == {6}
+    assert {p.name for p in (tmp_path/'eval').iterdir()} >= {'games.csv', 'paired.csv', 'effects.csv', 'figures'}
+    assert {p.name for p in (tmp_path/'eval'/'figures').glob('*.png')} == {'success_by_condition.png', 'effects_by_type.png'}
+    replay = ['--output_dir', tmp_path/'eval', '--data_path', world/'games', '--engine', 'native']
+    assert '30 of 30 games end as recorded (' in run(cli.main_replay, *replay)
+    games = tmp_path/'eval'/'games.csv'
+    games.write_text(games.read_text().replace(',False,2,', ',True,2,', 1))
+    (tmp_path/'eval'/'replay.csv').unlink()
+    status, _, err = call(cli.main_replay, monkeypatch, capsys, *replay)
+    assert status == 2 and '1 of 30 games do not end as recorded' in err
+
+
+def test_eval_as_the_paper_has_it(world, messages, tmp_path, monkeypatch, capsys):
+    "Commas, other names of flags, seeds, actors of their own, and games from $ALFWORLD_DATA."
+    monkeypatch.setenv('ALFWORLD_DATA', str(world/'games'))
+    flags = ['alfworld', '--model_name_or_path', world/'actor', '--messages', messages, '--cot_full', world/'actor', '--split', 'valid_unseen',
+             '--variants', 'latent,zero_message,white_noise', 'truncate_0.5,cot_full', '--num_games', '4', '--batch_size', '3', '--seeds', '0,1',
+             '--max_steps', '2', '--max_new_tokens', '4', '--output_dir', tmp_path/'eval', '--device', 'cpu']
+    assert call(cli.main_eval, monkeypatch, capsys, *flags)[0] == 0
+    rows = pd.read_csv(tmp_path/'eval'/'games.csv')
+    assert rows.groupby('condition').size().to_dict() == dict(latent=4, zero_message=4, white_noise=8, cot_full=4, **{'truncate_0.5': 4})
+    before = (tmp_path/'eval'/'games.csv').read_bytes()
+    assert call(cli.main_eval, monkeypatch, capsys, *flags)[0] == 0 and (tmp_path/'eval'/'games.csv').read_bytes() == before
 
 
 def test_arguments_come_from_a_file_too(tmp_path, monkeypatch, capsys):
@@ -127,7 +150,10 @@ def test_eval_refuses(world, messages, tmp_path, refused):
     def line(*more, model='actor', store=messages):
         return refused(cli.main_eval, 'alfworld', '--model_name_or_path', world/model, '--data_path', world/'games', '--hidden_data_path', store,
                        '--output_dir', tmp_path/'eval', '--device', 'cpu', *more)
-    assert "unknown condition 'smoke'" in line('--variants', 'latent', 'smoke')
+    assert "unknown condition 'smoke'" in line('--variants', 'latent', 'smoke') and "unknown condition 'smoke'" in line('--variants', 'latent,smoke')
+    assert 'condition no_cot needs an actor of its own; give its checkpoint with --no_cot' in line('--variants', 'latent,no_cot')
+    assert 'condition cross_family needs the other' in line('--cross_family', world/'actor')
+    assert "seeds must be non-negative integers, found 'x'" in line('--seeds', '0,x')
     assert "no games in split 'valid_seen'" in line('--split', 'valid_seen')
     assert 'the sender' in line('--sender', 'somebody else')
     assert 'no messages in' in line(store=tmp_path/'nothing')
