@@ -46,7 +46,7 @@ readme: $(VENV)/.dev ## run nbs/index.ipynb and write README.md from it
 
 results: ## keep the last demo's tables in data/demo, for the README
 	@mkdir -p data/demo
-	@cp data/runs/demo/summary.csv data/runs/demo/paired.csv data/demo/
+	@cp data/runs/demo/summary.csv data/runs/demo/paired.csv data/runs/demo/effects.csv data/demo/
 
 prepare: export readme ## what to run before a commit
 

@@ -82,7 +82,7 @@ def trained_actor(
         log = _train(folder, new, tokenizer, tasks, store, settings)
         tokenizer.save_pretrained(new.save_pretrained(part))
         log.to_csv(part/'log.csv', index=False)
-    folder = once(folder, dict(model=model_name_or_path, tasks=len(tasks), sender=store and store.sender, **actor, **settings), make)
+    folder = once(folder, dict(model=model_name_or_path, tasks=len(tasks), sender=store and store.sender, actor=actor, **settings), make)
     where = {k: v for k,v in actor.items() if k in ('dtype', 'device')}
     return ModelWithInsertedHiddenState.from_pretrained(folder, **where), load_tokenizer(folder), pd.read_csv(folder/'log.csv')
 
