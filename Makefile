@@ -44,9 +44,12 @@ readme: $(VENV)/.dev ## run nbs/index.ipynb and write README.md from it
 		--TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_input_tags=hide_input \
 		index.ipynb | sed 's#](\.\./#](#g' > ../README.md
 
-results: ## keep the last demo's tables in data/demo, for the README
-	@mkdir -p data/demo
-	@cp data/runs/demo/summary.csv data/runs/demo/paired.csv data/runs/demo/effects.csv data/demo/
+results: ## keep the tables of the last demo and of E03 in data/, for the README
+	@mkdir -p data/demo data/table1
+	@cp data/runs/demo/{summary,paired,effects}.csv data/demo/
+	@cp data/runs/table1/{table1.csv,metrics.json,manifest.json} data/table1/
+	@for split in valid_seen valid_unseen; do for t in summary paired effects; do \
+		cp data/runs/table1/$$split/$$t.csv data/table1/$${t}_$$split.csv; done; done
 
 prepare: export readme ## what to run before a commit
 

@@ -92,13 +92,15 @@ def effects_by_type(
     ends = 100*effects[['ci_low', 'ci_high']].abs().max().max()
     fig.update_xaxes(range=[-1.08*ends, 1.08*ends], title='points', zeroline=False).update_annotations(font_size=15)
     fig.update_yaxes(categoryorder='array', categoryarray=[label[t] for t in types][::-1], showgrid=False)
-    return fig.update_layout(template=look(), title=title, showlegend=False, margin_t=112, width=320 + 260*len(panels), height=190 + 46*len(types))
+    note = dict(text='difference in games won, with 95 % interval; pale where p ≥ 0.05; grey: games', font=dict(size=13, color=GREY))
+    return fig.update_layout(template=look(), title=dict(text=title, subtitle=note), showlegend=False, margin_t=128, width=320 + 260*len(panels),
+                             height=206 + 46*len(types))
 
 def _difference(r, label, colour):
     "A dot with its interval and its number."
     import plotly.graph_objects as go
     whole, p = r.task_type == 'all', r.p_value if math.isnan(r.p_holm) else r.p_holm
-    return go.Scatter(x=[100*r.difference], y=[label], mode='markers+text', text=f'{100*r.difference:+.0f}'.replace('-', '−'), textposition='top center', textfont=dict(size=12, color=INK),
+    return go.Scatter(x=[100*r.difference], y=[label], mode='markers+text', cliponaxis=False, text=f'{100*r.difference:+.0f}'.replace('-', '−'), textposition='top center', textfont=dict(size=12, color=INK),
                       marker=dict(size=15 if whole else 11, symbol='diamond' if whole else 'circle', color=colour), opacity=1 if p < .05 else .4,
                       error_x=dict(array=[100*(r.ci_high - r.difference)], arrayminus=[100*(r.difference - r.ci_low)], thickness=4, width=0, color=colour),
                       hovertemplate=f"{r.effect}, {r.task_type}: {100*r.difference:+.1f} points<br>95 % interval {100*r.ci_low:+.1f} to {100*r.ci_high:+.1f}<br>"

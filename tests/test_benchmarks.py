@@ -8,12 +8,23 @@ from notebooks import ROOT
 from interlat.alfworld import generate_games
 
 
-@pytest.fixture(scope='module')
-def bench():
-    spec = importlib.util.spec_from_file_location('engine_benchmark', ROOT/'benchmarks'/'engine.py')
+def script(name):
+    spec = importlib.util.spec_from_file_location(f'{name}_benchmark', ROOT/'benchmarks'/f'{name}.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope='module')
+def bench(): return script('engine')
+
+
+def test_rollout_ways_agree_and_the_cache_computes_less():
+    rows = script('rollout').measure(n=3, max_steps=3)
+    assert len(rows) == 5 and len({r['steps'] for r in rows}) == 1
+    computed = {r['way']: r['computed'] for r in rows}
+    assert computed['generate, one at a time'] == computed['one at a time, read anew'] == computed['together, read anew']
+    assert computed['together, cached'] == computed['one at a time, cached'] < computed['together, read anew']
 
 
 def test_native_parts(bench, tmp_path):

@@ -1,0 +1,88 @@
+"A cache that outlives turns gives what reading everything anew gives, whoever comes, goes or has to forget."
+import random
+
+import pytest, torch
+from transformers import AutoModelForCausalLM, MistralConfig
+
+import cast
+import interlat.decode
+from interlat.collect import greedy_config, through_end
+from interlat.decode import *
+from interlat.lm import Conversation, encode_chat
+
+WORDS = ['mug', 'desk 1', 'go to', 'take', 'shelf 2', 'the', 'put', 'apple 1', '.', 'you see']
+
+
+@pytest.fixture(scope='module', params=['tiny-qwen2', 'tiny-llama'])
+def actor(request, tmp_path_factory):
+    "A random actor and its tokenizer."
+    tok = cast.tokenizer(cast.games(tmp_path_factory.mktemp('games'), n=6), request.param[5:])
+    return cast.actor(cast.lm(tok, request.param), tok), tok
+
+
+def text(rng, n): return ' '.join(rng.choice(WORDS) for _ in range(n))
+
+
+def guest(tok, rng, number):
+    "A conversation that begins, with a message or without."
+    embeds = torch.randn(rng.randint(1, 9), 32, generator=torch.Generator().manual_seed(number)) if rng.random() < .7 else None
+    return Seat(Conversation(tok, [dict(role='user', content=text(rng, rng.randint(1, 40)))]), embeds, seed=number)
+
+
+def anew(actor, tok, seat, max_new_tokens):
+    "The obvious way: the whole conversation through `generate`, alone."
+    chat = encode_chat(tok, seat.chat.turns, add_generation_prompt=True)
+    ids, config = torch.tensor([chat.input_ids]), greedy_config(actor.base_model, tok, max_new_tokens)
+    given = {} if seat.embeds is None else dict(insert_at=torch.tensor([chat.insert_at]), message_embeds=seat.embeds[None])
+    new = actor.generate(ids, torch.ones_like(ids), **given, generation_config=config)[0].tolist()
+    return tok.decode(through_end(new, config.eos_token_id), skip_special_tokens=True)
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_whoever_comes_and_goes(actor, seed, monkeypatch):
+    model, tok = actor
+    rng, speaker, ahead = random.Random(seed), Speaker(model, tok, max_new_tokens=7), []
+    look = interlat.decode._ahead
+    monkeypatch.setattr(interlat.decode, '_ahead', lambda *a: ahead.append(look(*a, worth=16)) or ahead[-1])
+    seats = [guest(tok, rng, i) for i in range(4)]
+    for turn in range(8):
+        expected = [anew(model, tok, s, 7) for s in seats]
+        assert speaker.speak(seats) == expected
+        for s, said in zip(seats, expected):
+            s.chat.add(dict(role='assistant', content=said[:rng.choice([0, 3, 99])]))  # a part of it may not be kept
+            s.chat.add(dict(role='user', content=text(rng, rng.choice([1, 2, 60]))))
+        rng.shuffle(seats)
+        seats = seats[rng.randint(0, 2):] + [guest(tok, rng, 100*turn + i) for i in range(rng.randint(0, 2))]
+        if not seats: seats = [guest(tok, rng, 999)]
+    assert any(ahead), 'no row was ever read ahead'
+
+
+def test_each_token_is_computed_once(actor):
+    model, tok = actor
+    rng, speaker = random.Random(1), Speaker(model, tok, max_new_tokens=5)
+    seats = [guest(tok, rng, i) for i in range(3)]
+    for _ in range(4):
+        for s, said in zip(seats, speaker.speak(seats)):
+            s.chat.add(dict(role='assistant', content=said))
+            s.chat.add(dict(role='user', content='go on'))
+    kept = sum(len(s.read) + s.extra for s in seats)
+    again = Speaker(model, tok, max_new_tokens=5, cache=False)
+    again.speak(seats)
+    assert speaker.rows.mask.sum() == kept  # what is in the cache is what was read
+    assert kept <= speaker.computed <= kept + 3*4*5  # and only words that tokenize otherwise were read twice
+
+
+def test_a_sliding_window_is_read_anew(actor):
+    _, tok = actor
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_config(MistralConfig(vocab_size=len(tok), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=4, sliding_window=16, initializer_range=.3, eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id)).eval()
+    model, rng = cast.actor(base, tok), random.Random(3)
+    speaker, seats = Speaker(model, tok, max_new_tokens=6), [guest(tok, rng, i) for i in range(3)]
+    assert not speaker.cache
+    for _ in range(3):
+        expected = [anew(model, tok, s, 6) for s in seats]
+        assert speaker.speak(seats) == expected
+        for s, said in zip(seats, expected):
+            s.chat.add(dict(role='assistant', content=said))
+            s.chat.add(dict(role='user', content='go on'))
