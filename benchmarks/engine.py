@@ -4,10 +4,10 @@ from pathlib import Path
 
 import psutil
 
-from interlat.alfworld import GameEnv, find_games, generate_games, read_game
+from interlat.alfworld import GameEnv, find_games, game_id, generate_games, read_game
 from interlat.core import cli, write_atomic
 from interlat.gamebatch import GameBatch
-from interlat.oracle import RandomPlayer, game_name, mixed_games
+from interlat.oracle import RandomPlayer, mixed_games
 from interlat.runs import machine
 
 STEPS = 20 # commands in each game of the comparison
@@ -40,8 +40,8 @@ def engines(files, seed):
         commands = commands_for(file, seed)
         native = statistics.median(seconds(file, 'native', commands) for _ in range(3))
         stock = seconds(file, 'textworld', commands)
-        rows.append(dict(game=game_name(file), native=native, stock=stock, ratio=stock/native))
-        print(f"{stock:8.2f} s stock {1000*native:8.2f} ms native {stock/native:8.0f} x  {game_name(file)}", flush=True)
+        rows.append(dict(game=game_id(file), native=native, stock=stock, ratio=stock/native))
+        print(f"{stock:8.2f} s stock {1000*native:8.2f} ms native {stock/native:8.0f} x  {game_id(file)}", flush=True)
     return dict(games=rows, median_ratio=statistics.median(r['ratio'] for r in rows),
                 total_ratio=sum(r['stock'] for r in rows)/sum(r['native'] for r in rows))
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FETCH', 'SOLVABLE', 'UNMARKED', 'GRAMMARS', 'ENGINES', 'games_folder', 'find_games', 'task_type', 'check_grammar',
            'StockEngine', 'GameStep', 'check_play', 'GameEnv', 'plan_text', 'places', 'map_text', 'expert_turns',
-           'generate_games', 'read_game', 'Game', 'TASK_TYPES']
+           'generate_games', 'read_game', 'Game', 'game_id', 'TASK_TYPES']
 
 # %% ../nbs/04d_alfworld.ipynb #c6a21296
 import importlib, os, re, sys, tempfile, weakref
@@ -21,7 +21,7 @@ from .engine import *
 from .generate import *
 
 # %% ../nbs/04d_alfworld.ipynb #81d7a962
-_all_ = ['generate_games', 'read_game', 'Game', 'TASK_TYPES']
+_all_ = ['generate_games', 'read_game', 'Game', 'game_id', 'TASK_TYPES']
 
 # %% ../nbs/04d_alfworld.ipynb #5e1d0a01
 FETCH = "fetch the official games with `alfworld-download`, or make some offline with `interlat-games`"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GOALS', 'TASK_TYPES', 'AFFORDANCES', 'PREDICATES', 'display_names', 'Receptacle', 'Thing', 'Game', 'parse_goal',
-           'parse_facts', 'parse_task', 'parse_game', 'load_json', 'read_game']
+           'parse_facts', 'parse_task', 'parse_game', 'load_json', 'read_game', 'game_id']
 
 # %% ../nbs/04a_gamefile.ipynb #38698510
 import json, re
@@ -186,3 +186,10 @@ def read_game(
     data = load_json(game_file)
     try: return parse_game(data)
     except InterlatError as e: raise InterlatError(f"{game_file}: {e}") from e
+
+# %% ../nbs/04a_gamefile.ipynb #8f6418b3
+def game_id(
+    game_file:str|Path, # in the official layout: split/task-and-scene/trial/game.tw-pddl
+)->str: # 'split/task-and-scene/trial'
+    "A game's name: stable across machines, unique in a data set."
+    return '/'.join(Path(game_file).parts[-4:-1])
