@@ -62,9 +62,9 @@ def _first_line(e): return next(iter(str(e).strip().splitlines()), type(e).__nam
 
 # %% ../nbs/06_lm.ipynb #0d3b96f4
 def _unpacked():
-    "Keyword arguments under which the weights of a GGUF file are unpacked."
-    from transformers import GgufConfig
-    return dict(quantization_config=GgufConfig(dequantize=True))
+    "Keyword arguments under which the weights of a GGUF file are unpacked; releases without them always unpack."
+    import transformers
+    return dict(quantization_config=transformers.GgufConfig(dequantize=True)) if hasattr(transformers, 'GgufConfig') else {}
 
 def _plain(model):
     "A model with unpacked weights, without the marks of a packed one."
