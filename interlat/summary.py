@@ -98,7 +98,7 @@ def _sentence(r):
     name = r.effect if getattr(r, 'group', 'all') == 'all' else f'{r.effect}, {r.group}'
     if not r.n: return f"{name}: no game ran both with the message and with {EFFECTS[r.effect][2]}"
     adjusted = getattr(r, 'p_holm', float('nan'))
-    clear = isnan(adjusted) or adjusted < .05
+    clear = (r.p_value if isnan(adjusted) else adjusted) < .05 # in few games the interval and the exact test may not agree; both have to say so
     more = 'more wins' if clear and r.ci_low > 0 else 'fewer wins' if clear and r.ci_high < 0 else 'no clear difference in wins'
     games = f"{r.n} game{'s'*(r.n > 1)}"
     p = f"p = {r.p_value:.2g}" + ('' if isnan(adjusted) else f", {adjusted:.2g} by Holm")

@@ -100,3 +100,9 @@ def test_by_type_claims_need_holm():
     found = effects(table(*games('six', 6), *games('twenty', 20), *dull), 'task_type').set_index('task_type')
     assert found.p_value['six'] < .05 < found.p_holm['six'] and found.ci_low['six'] > 0 and 'no clear difference' in found.sentence['six']
     assert found.p_holm['twenty'] == pytest.approx(13*2/2**20) and 'more wins' in found.sentence['twenty']
+
+
+def test_few_games_make_no_clear_difference_by_their_interval_alone():
+    wins = [row('latent', f'g{i}', i < 4) for i in range(6)] + [row('no_comm', f'g{i}', False) for i in range(6)]
+    found = effects(table(*wins)).iloc[0]
+    assert found.ci_low > 0 and found.p_value > .05 and 'no clear difference in wins' in found.sentence
