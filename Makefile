@@ -51,7 +51,8 @@ readme: $(VENV)/.dev ## run nbs/index.ipynb and write README.md from it
 results: ## keep the tables of the last demo and of E03 in data/, for the README
 	@mkdir -p data/demo data/table1
 	@cp data/runs/demo/{summary,paired,effects}.csv data/demo/
-	@cp data/runs/table1/{table1.csv,metrics.json,manifest.json} data/table1/
+	@cp data/runs/table1/{table1.csv,metrics.json} data/table1/
+	@sed 's#$(CURDIR)/##' data/runs/table1/manifest.json > data/table1/manifest.json
 	@for split in valid_seen valid_unseen; do for t in summary paired effects; do \
 		cp data/runs/table1/$$split/$$t.csv data/table1/$${t}_$$split.csv; done; done
 
