@@ -11,6 +11,7 @@ from pathlib import Path
 
 from .core import *
 from .alfworld import *
+from .oracle import *
 from .household import *
 
 # %% ../nbs/20b_arguments.ipynb #2899f2e6
@@ -69,9 +70,10 @@ def integers(
 def read_tasks(
     data_path:str, # folder of games; empty: `$ALFWORLD_DATA`
     split:str, # which of them
-    num_games:int|None=None, # only the first so many
+    num_games:int|None=None, # only so many of them, each task type as often as the others; more games hold the fewer
     view:str='map', # what the sender sees
 )->list: # of `Task`
     "The games of a split as tasks; raises `InterlatError` if there are none."
     if num_games is not None and num_games < 1: raise InterlatError(f"num_games must be 1 or more, found {num_games}")
-    return [game_task(f, view) for f in find_games(data_path, split)[:num_games]]
+    files = find_games(data_path, split)
+    return [game_task(f, view) for f in (files if num_games is None or num_games >= len(files) else mixed_games(files, num_games))]
