@@ -16,6 +16,7 @@ from .core import *
 from .alfworld import *
 from .oracle import *
 from .gamelog import *
+from .gamelog import _cut_torn_line
 
 # %% ../nbs/15c_replay.ipynb #62606892
 REPLAYED = ['condition', 'seed', 'game_id', 'recorded', 'replayed', 'steps', 'replayed_steps', 'agree', 'error']
@@ -40,6 +41,7 @@ def replay_log(
 )->pd.DataFrame: # columns `REPLAYED`, as in `replay.csv`; `agree`: won or lost as recorded, after as many steps
     "Play the recorded commands of an evaluation again, and write `replay.csv` beside it. Raises `InterlatError` if a game is missing."
     path = Path(out)/'replay.csv'
+    if path.exists(): _cut_torn_line(path)
     old = pd.read_csv(path, keep_default_na=False) if path.exists() else pd.DataFrame(columns=REPLAYED)
     todo = list(_records(out, data_path, {*zip(old.condition, old.seed, old.game_id)}, limit))
     if not path.exists(): write_atomic(path, ','.join(REPLAYED) + '\n')
