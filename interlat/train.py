@@ -157,8 +157,8 @@ class ActorTrainer(Trainer):
 
     def weights(self): # (λ_S, λ_A) at this step
         a, step, total = self.args, self.state.global_step, max(self.state.max_steps, 1)
-        return (linear_anneal(step, total, a.separation_weight_start, a.separation_weight),
-                linear_anneal(step, total, a.alignment_weight_start, a.alignment_weight))
+        return (anneal(step, total, a.separation_weight_start, a.separation_weight),
+                anneal(step, total, a.alignment_weight_start, a.alignment_weight))
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         a, actor, n = self.args, self.accelerator.unwrap_model(model), len(inputs['input_ids'])
