@@ -104,16 +104,18 @@ class ModelWithInsertedHiddenState(nn.Module):
         bop_id:int|None=None, # token before the message; None: no token there
         eop_id:int|None=None, # token after the message; None: no token there
         seed:int=0, # of the adapter's first weights
+        adapter:bool=True, # False: the states are inserted as they are, and `num_heads` and `seed` are not used
     ):
         super().__init__()
         _check_base(base_model, hidden_size)
         if prepended_length < 1: raise InterlatError(f"prepended_length must be 1 or more, found {prepended_length}")
         self.base_model, self.config = base_model, base_model.config
         self.settings = dict(prepended_length=prepended_length, hidden_size=hidden_size, num_heads=num_heads,
-                             input_size=input_size or hidden_size, bop_id=bop_id, eop_id=eop_id)
+                             input_size=input_size or hidden_size, bop_id=bop_id, eop_id=eop_id, adapter=adapter)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.processor = HiddenStateProcessor(hidden_size, num_heads, input_size).to(base_model.device)
+            new = HiddenStateProcessor(hidden_size, num_heads, input_size) if adapter else NoAdapter(hidden_size, input_size).to(base_model.dtype)
+            self.processor = new.to(base_model.device)
         self.train(base_model.training)
 
     def embed_message(self,
@@ -213,7 +215,7 @@ class ModelWithInsertedHiddenState(nn.Module):
     def __repr__(self):
         s = self.settings
         return (f"{type(self).__name__}({type(self.base_model).__name__}, width {s['hidden_size']}, reads up to {s['prepended_length']} "
-                f"states of width {s['input_size']})")
+                f"states of width {s['input_size']}{'' if s['adapter'] else ' without an adapter'})")
 
 # %% ../nbs/10_actor.ipynb #fa8e8667
 def _json(path):
