@@ -19,8 +19,9 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 from transformers.utils import ModelOutput
 
-from .adapter import *
 from .core import *
+from .adapter import *
+from .lora import *
 
 # %% ../nbs/10_actor.ipynb #fab6292a
 class Spliced(NamedTuple):
@@ -104,16 +105,18 @@ class ModelWithInsertedHiddenState(nn.Module):
         bop_id:int|None=None, # token before the message; None: no token there
         eop_id:int|None=None, # token after the message; None: no token there
         seed:int=0, # of the adapter's first weights
+        adapter:bool=True, # False: the states are inserted as they are, and `num_heads` and `seed` are not used
     ):
         super().__init__()
         _check_base(base_model, hidden_size)
         if prepended_length < 1: raise InterlatError(f"prepended_length must be 1 or more, found {prepended_length}")
         self.base_model, self.config = base_model, base_model.config
         self.settings = dict(prepended_length=prepended_length, hidden_size=hidden_size, num_heads=num_heads,
-                             input_size=input_size or hidden_size, bop_id=bop_id, eop_id=eop_id)
+                             input_size=input_size or hidden_size, bop_id=bop_id, eop_id=eop_id, adapter=adapter)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.processor = HiddenStateProcessor(hidden_size, num_heads, input_size).to(base_model.device)
+            new = HiddenStateProcessor(hidden_size, num_heads, input_size) if adapter else NoAdapter(hidden_size, input_size).to(base_model.dtype)
+            self.processor = new.to(base_model.device)
         self.train(base_model.training)
 
     def embed_message(self,
@@ -185,11 +188,13 @@ class ModelWithInsertedHiddenState(nn.Module):
 
     def save_pretrained(self,
         folder:str|Path, # made if it is not there
+        state_dict:dict|None=None, # all of this module's tensors by name, gathered from the processes that share them; None: the live ones
     )->Path: # `folder`
-        "Write the base model as Hugging Face does, and beside it the adapter and its settings."
-        folder = Path(folder)
-        self.base_model.save_pretrained(folder)
-        write_atomic(folder/'adapter.safetensors', save({k: v.contiguous() for k,v in self.processor.state_dict().items()}))
+        "Write the base model as Hugging Face does, LoRA added in, and beside it the adapter and its settings."
+        folder, state = Path(folder), self.state_dict() if state_dict is None else state_dict
+        base, processor = ({k.removeprefix(part): v for k,v in state.items() if k.startswith(part)} for part in ('base_model.', 'processor.'))
+        self.base_model.save_pretrained(folder, state_dict=merged_state(self.base_model, base))
+        write_atomic(folder/'adapter.safetensors', save({k: v.contiguous() for k,v in processor.items()}))
         write_atomic(folder/'interlat_config.json', json.dumps(self.settings, indent=1))
         return folder
 
@@ -210,10 +215,27 @@ class ModelWithInsertedHiddenState(nn.Module):
         except RuntimeError as e: raise InterlatError(f"the adapter in {folder} does not fit its settings: {_one_line(e)}") from e
         return actor.eval()
 
+    @property
+    def _no_split_modules(self): return self.base_model._no_split_modules # layers that FSDP wraps whole
+
+    def activation_checkpointing_enable(self, activation_checkpointing_kwargs=None, **how):
+        "Keep only what goes into each layer and run it again in the backward pass, as Hugging Face models do; not the reentrant kind by default."
+        enable = getattr(self.base_model, 'activation_checkpointing_enable', None) or self.base_model.gradient_checkpointing_enable
+        enable(activation_checkpointing_kwargs or dict(use_reentrant=False), **how)
+
+    def activation_checkpointing_disable(self):
+        "Keep everything again."
+        (getattr(self.base_model, 'activation_checkpointing_disable', None) or self.base_model.gradient_checkpointing_disable)()
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs=None, **how): # the name in older releases
+        self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **how)
+
+    def gradient_checkpointing_disable(self): self.activation_checkpointing_disable()
+
     def __repr__(self):
         s = self.settings
         return (f"{type(self).__name__}({type(self.base_model).__name__}, width {s['hidden_size']}, reads up to {s['prepended_length']} "
-                f"states of width {s['input_size']})")
+                f"states of width {s['input_size']}{'' if s['adapter'] else ' without an adapter'})")
 
 # %% ../nbs/10_actor.ipynb #fa8e8667
 def _json(path):

@@ -8,6 +8,9 @@ __all__ = ['end_token_ids', 'greedy_config', 'pad_left', 'gumbel', 'RowSampler',
 
 # %% ../nbs/07_collect.ipynb #fd4d9ff9
 from collections import Counter
+from contextlib import contextmanager
+from datetime import timedelta
+import os
 
 import torch
 from torch import Tensor
@@ -143,6 +146,31 @@ def generate_messages(
     return [(h, y, tokenizer.decode(y, skip_special_tokens=True).strip()) for h,y in zip(read_states(model, ids, plans, layer), plans)]
 
 # %% ../nbs/07_collect.ipynb #92740b99
+class _Alone:
+    "What `accelerate.PartialState` says where there is one process."
+    process_index, num_processes = 0, 1
+    def wait_for_everyone(self): pass
+
+def _processes(model):
+    "The processes that do this together."
+    if int(os.environ.get('WORLD_SIZE', 1)) == 1: return _Alone()
+    from accelerate import PartialState
+    return PartialState(cpu=model.device.type == 'cpu', timeout=timedelta(days=7)) # a process may be done hours before the others
+
+@contextmanager
+def _share(store, tasks, processes):
+    "The tasks that are left for this process to do; meanwhile it writes to `store` under a name of its own."
+    rank, n, name = processes.process_index, processes.num_processes, store.writer
+    processes.wait_for_everyone()
+    store.refresh()
+    todo = [t for t in tasks if t.task_id not in store]
+    processes.wait_for_everyone()
+    store.writer = name if n == 1 else f'{name}.{rank}'
+    try: yield todo[rank::n]
+    finally: store.writer = name
+    processes.wait_for_everyone()
+    store.refresh()
+
 def collect(
     model, # causal language model, the sender
     tokenizer, # its tokenizer
@@ -150,10 +178,10 @@ def collect(
     store:MessageStore, # opened with the sender's name
     batch_size:int=32, # B, prompts at a time
     seed:int=0, # of the sampling, if there is any
-    progress:bool=True, # show a progress bar
+    progress:bool=True, # show a progress bar, of the first process's share
     **writing, # `max_new_tokens`, `temperature`, `layer`: as in `generate_messages`
-)->MessageStore: # `store`
-    "Write a message for each task that has none yet (Du et al. 2025, §1). Raises `InterlatError` if the store is another model's."
+)->MessageStore: # `store`, with the messages of all processes
+    "Write a message for each task that has none yet, with all processes that run this (Du et al. 2025, §1). Raises `InterlatError` if the store is another model's."
     if not store.sender:
         raise InterlatError(f"{store} does not know whose messages it keeps; open it as MessageStore(path, sender='name of the model')")
     if batch_size < 1: raise InterlatError(f"batch_size must be 1 or more, found {batch_size}")
@@ -162,8 +190,8 @@ def collect(
     store.check(width=model.get_input_embeddings().embedding_dim, layer=layer)
     twice = [t for t,n in Counter(t.task_id for t in tasks).items() if n > 1]
     if twice: raise InterlatError(f"task ids must be unique, found {twice[0]!r} more than once")
-    todo = [t for t in tasks if t.task_id not in store]
-    with tqdm(total=len(tasks), initial=len(tasks)-len(todo), desc='messages', disable=not progress) as bar:
+    processes = _processes(model)
+    with _share(store, tasks, processes) as todo, tqdm(total=len(todo), desc='messages', disable=not progress or processes.process_index > 0) as bar:
         for batch in (todo[i:i+batch_size] for i in range(0, len(todo), batch_size)):
             seeds = [derive_seed(seed, 'collect', t.task_id) for t in batch]
             parts = generate_messages(model, tokenizer, [t.prompt for t in batch], seeds=seeds, **writing)

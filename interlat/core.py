@@ -60,14 +60,16 @@ def derive_seed(
 def resolve_device(
     device:str='auto', # 'auto', 'cpu', 'cuda', 'cuda:1', 'mps'
 )->'torch.device':
-    "The device to use: `'auto'` takes a GPU if one is at hand. Raises `InterlatError` for one that is not."
+    "The device to use: `'auto'` takes a GPU if one is at hand, each of several processes its own. Raises `InterlatError` for one that is not."
     import torch
     if device == 'auto':
         device = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
+    if device == 'cuda' and 'LOCAL_RANK' in os.environ: device = f"cuda:{os.environ['LOCAL_RANK']}"
     try: found = torch.device(device)
     except RuntimeError as e: raise InterlatError(f"unknown device {device!r}; use auto, cpu, cuda, cuda:N or mps") from e
     there = dict(cpu=1, cuda=torch.cuda.device_count(), mps=int(torch.backends.mps.is_available()))
-    if (found.index or 0) >= there.get(found.type, 0): raise InterlatError(f"this machine has no device {device!r}; use auto or cpu")
+    if (found.index or 0) >= there.get(found.type, 0):
+        raise InterlatError(f"this machine has no device {device!r}; use auto or cpu, and no more processes than there are GPUs")
     return found
 
 # %% ../nbs/00_core.ipynb #a26dbf72

@@ -1,12 +1,13 @@
-import json, shutil
+import json, shutil, sys, warnings
 from pathlib import Path
 
 import pytest, torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Trainer, TrainingArguments
 
 from interlat.actor import *
 from interlat.core import InterlatError
+from interlat.lora import add_lora, trainable_state
 from interlat.message import pad_messages
 
 GOLDEN = Path(__file__).resolve().parents[2]/'shared'/'golden'
@@ -147,3 +148,82 @@ def test_broken_checkpoints_are_one_line(tmp_path):
     c = json.loads((d/'prepended_config.json').read_text())
     (d/'prepended_config.json').write_text(json.dumps({**c, 'hidden_size': 40}))
     assert 'hidden_size is 40, but the embeddings of Qwen2ForCausalLM have width 48' in message(d)
+
+
+def with_lora(**kw):
+    "An actor whose LoRA layers already do something."
+    a, g = actor(**kw), torch.Generator().manual_seed(0)
+    add_lora(a.base_model, dict(r=4, lora_dropout=.5), seed=1)
+    for name, p in trainable_state(a).items():
+        if 'lora_B' in name: p.normal_(std=.1, generator=g)
+    return a
+
+
+@pytest.mark.parametrize('tie', [False, True])
+@pytest.mark.parametrize('how', ['live', 'gathered'])
+def test_an_actor_with_lora_is_saved_complete_and_left_as_it_was(how, tie, tmp_path):
+    a, (rows, labels, at, _) = with_lora(tie_word_embeddings=tie), batch()
+    before = {k: v.clone() for k,v in a.state_dict().items()}
+    a.save_pretrained(tmp_path, None if how == 'live' else {k: v.clone() for k,v in before.items()})
+    assert all(torch.equal(v, before[k]) for k,v in a.state_dict().items())
+    again = ModelWithInsertedHiddenState.from_pretrained(tmp_path, device='cpu')
+    assert again.state_dict().keys() == actor(tie_word_embeddings=tie).state_dict().keys()
+    h, given = torch.randn(8, 5, 24, generator=torch.Generator().manual_seed(0)), padded(rows, labels)
+    with torch.no_grad(): live, read, plain = (m(*given, at, m.embed_message(h)).logits for m in (a, again, actor(tie_word_embeddings=tie)))
+    torch.testing.assert_close(read, live, atol=1e-5, rtol=1e-5)
+    assert (live - plain).abs().max() > .1 # the correction is not nothing
+    assert not [p.name for p in tmp_path.iterdir() if p.suffix not in ('.json', '.safetensors')]
+
+
+def test_only_lora_and_the_adapter_train():
+    a = with_lora()
+    names = trainable_state(a).keys()
+    assert {n for n in names if n.startswith('processor.')} == {n for n,_ in a.named_parameters() if n.startswith('processor.')}
+    assert {n.split('.')[-3] for n in names if n.startswith('base_model.')} == {'lora_A', 'lora_B'}
+    assert not a.training and not any(m.training for m in a.modules())
+    other = actor()
+    add_lora(other.base_model, dict(r=4))
+    missing, unexpected = other.load_state_dict(trainable_state(a), strict=False)
+    assert not unexpected and not {*missing} & {*names}
+    rows, labels, at, _ = batch()
+    assert torch.equal(other(*padded(rows, labels)).logits, a(*padded(rows, labels)).logits)
+
+
+def test_lora_without_peft_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'peft', None)
+    with pytest.raises(InterlatError, match=r"pip install 'interlat\[lora\]'"): add_lora(base(), dict(r=4))
+
+
+@pytest.mark.parametrize('make', [actor, with_lora])
+def test_checkpointed_gradients_are_the_gradients(make):
+    a, (rows, labels, at, _) = make(), batch()
+    h = torch.randn(8, 5, 24, generator=torch.Generator().manual_seed(0))
+    def grads():
+        a.zero_grad()
+        a(*padded(rows, labels), at, a.embed_message(h)).loss.backward()
+        return [p.grad.clone() for p in a.parameters() if p.requires_grad]
+    a.train()
+    for m in a.modules():
+        if isinstance(m, torch.nn.Dropout): m.p = 0.
+    a.processor.hidden_mha.dropout = 0.
+    plain = grads()
+    a.gradient_checkpointing_enable()
+    assert all(layer.gradient_checkpointing for layer in a.base_model.model.layers)
+    for x, y in zip(grads(), plain): torch.testing.assert_close(x, y)
+    a.gradient_checkpointing_disable()
+    assert not any(layer.gradient_checkpointing for layer in a.base_model.model.layers)
+
+
+def test_trainer_turns_checkpointing_on(tmp_path):
+    a, (rows, labels, _, _) = actor(), batch()
+    data = [dict(input_ids=r, attention_mask=torch.ones_like(r), labels=l) for r,l in zip(rows, labels)]
+    args = TrainingArguments(str(tmp_path), max_steps=1, per_device_train_batch_size=1, gradient_checkpointing=True, save_strategy='no',
+                             report_to='none', use_cpu=True, disable_tqdm=True)
+    with warnings.catch_warnings(): # nothing about names that will go
+        warnings.simplefilter('error', FutureWarning)
+        Trainer(a, args, train_dataset=data).train()
+    assert all(layer.gradient_checkpointing for layer in a.base_model.model.layers)
+
+
+def test_fsdp_is_told_which_layers_to_wrap():
+    assert [*actor()._no_split_modules] == ['Qwen2DecoderLayer'] and [*actor(LlamaConfig)._no_split_modules] == ['LlamaDecoderLayer']

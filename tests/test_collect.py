@@ -100,3 +100,41 @@ def test_killed_and_resumed_nothing_is_lost_or_done_twice(tmp_path):
     for i in again.task_ids():
         assert again[i].token_ids == whole[i].token_ids
         torch.testing.assert_close(again[i].h, whole[i].h, atol=1e-4, rtol=0)
+
+
+SHARE = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_collect import *
+import torch.distributed as dist
+store = collect(*sender(), tasks(), MessageStore({store!r}, sender='s'), batch_size=2, **WRITING)
+print(dist.get_world_size(), dist.get_backend(), store.writer, *sorted(store.task_ids()), flush=True)
+"""
+
+
+def shared_by(n, folder):
+    "Collect with `n` processes; the line that each one prints."
+    code = folder.with_suffix('.py')
+    code.write_text(SHARE.format(tests=str(Path(__file__).parent), store=str(folder)))
+    run = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={n}', str(code)],
+                         text=True, capture_output=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    return [line for line in run.stdout.splitlines() if line]
+
+
+def test_two_processes_write_what_one_does_and_go_on_where_one_stopped(tmp_path):
+    model, tok = sender()
+    whole = collect(model, tok, tasks(), MessageStore(tmp_path/'whole', sender='s'), batch_size=8, **WRITING)
+    collect(model, tok, tasks()[:3], MessageStore(tmp_path/'shared', sender='s'), **WRITING)
+    said = shared_by(2, tmp_path/'shared')
+    assert said == ['2 gloo 0 ' + ' '.join(t.task_id for t in tasks())]*2 # each of them has them all
+    shards = {p.name for p in (tmp_path/'shared').glob('shard-*')}
+    assert shards == {'shard-0-000000.safetensors', 'shard-0.0-000000.safetensors', 'shard-0.0-000001.safetensors', 'shard-0.1-000000.safetensors'}
+    store = MessageStore(tmp_path/'shared', create=False)
+    assert sorted(store.task_ids()) == whole.task_ids()
+    for i in whole.task_ids():
+        assert store[i].token_ids == whole[i].token_ids and store[i].text == whole[i].text
+        torch.testing.assert_close(store[i].h, whole[i].h, atol=1e-4, rtol=0)
+    names = [p.stat().st_mtime_ns for p in sorted((tmp_path/'shared').glob('shard-*'))]
+    collect(model, tok, tasks(), store, **WRITING) # nothing is left for one process to do
+    assert [p.stat().st_mtime_ns for p in sorted((tmp_path/'shared').glob('shard-*'))] == names
