@@ -174,17 +174,22 @@ class ModelWithInsertedHiddenState(nn.Module):
         pad:str='right', # side that the result is padded on
     )->Spliced:
         "Conversations with their messages inside, as input embeddings; raises `InterlatError` for a message without `insert_at`."
-        embeds, n = self.plan_embeds(input_ids), self.settings['prepended_length']
+        embeds = self.plan_embeds(input_ids)
         if message_embeds is None: insert_at, block = torch.zeros_like(input_ids[:,0]), (embeds[:,:0], attention_mask[:,:0])
         elif insert_at is None: raise InterlatError('a message needs insert_at: how many tokens stand before it')
         else:
             if message_mask is None: message_mask = torch.ones_like(message_embeds[...,0], dtype=torch.bool)
-            block = message_block(message_embeds[:,:n], message_mask[:,:n], self._mark('bop_id'), self._mark('eop_id'))
+            block = self.block(message_embeds, message_mask)
         return splice(embeds, attention_mask, insert_at, *block, labels, pad)
 
-    def _mark(self, name):
-        i = self.settings[name]
-        return None if i is None else self.plan_embeds(torch.tensor(i, device=self.base_model.device))
+    def block(self,
+        embeds:Tensor, # (B, M, E) from `embed_message` or `plan_embeds`
+        mask:Tensor, # (B, M), True on real positions
+    )->tuple[Tensor,Tensor]: # (B, M', E) and its mask (B, M')
+        "What a conversation gets inserted: the message, cut to `prepended_length`, between the marks."
+        n = self.settings['prepended_length']
+        marks = (None if i is None else self.plan_embeds(torch.tensor(i, device=embeds.device)) for i in (self.settings['bop_id'], self.settings['eop_id']))
+        return message_block(embeds[:,:n], mask[:,:n], *marks)
 
     def save_pretrained(self,
         folder:str|Path, # made if it is not there
