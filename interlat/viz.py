@@ -150,7 +150,7 @@ def training_dynamics(
     if not panels: raise InterlatError("the log has no part of a loss; wanted some of loss, " + ', '.join(k for *_,parts in PANELS.values() for k in parts))
     columns, several = len(panels) if len(panels) < 4 else 2, log.ablation.nunique() > 1
     rows = -(-len(panels)//columns)
-    fig = make_subplots(rows, columns, subplot_titles=[PANELS[p][0] for p in panels], horizontal_spacing=.3/columns, vertical_spacing=.22)
+    fig = make_subplots(rows, columns, subplot_titles=[PANELS[p][0] for p in panels], horizontal_spacing=.36/columns, vertical_spacing=.22)
     for i, panel in enumerate(panels): _panel(fig, panel, log, dict(row=i//columns + 1, col=i%columns + 1))
     if several: _name_lines(fig)
     fig.update_xaxes(title='step', zeroline=False).update_annotations(font_size=15)
@@ -174,10 +174,10 @@ def _panel(fig, panel, log, at):
         for part, sign in parts.items():
             style = dict(name=str(name), legendgroup=str(name), line_color=colour, line_dash='dot' if part == 'presence_gain' else None)
             for line in _lines(log[(log.ablation == name) & (log.part == part)], sign, style, _FLOOR if panel == 'separation' else None): fig.add_trace(line, **at)
-    fig.update_yaxes(title=axis, rangemode='tozero', **at).update_xaxes(range=[0, log.step.max()], **at)
+    fig.update_yaxes(title=axis, rangemode='tozero', **at).update_xaxes(range=[0, 1.02*log.step.max()], **at)
     if panel == 'gain': fig.update_yaxes(zeroline=True, zerolinecolor=INK, zerolinewidth=1, **at)
     if panel != 'separation': return
-    fig.add_scatter(x=[0, log.step.max()], y=[math.log(2)]*2, mode='lines', line=dict(dash='dot', color=GREY), hoverinfo='skip', showlegend=False, **at)
+    fig.add_scatter(x=[0, 1.02*log.step.max()], y=[math.log(2)]*2, mode='lines', line=dict(dash='dot', color=GREY), hoverinfo='skip', showlegend=False, **at)
     fig.update_yaxes(type='log', range=[math.log10(_FLOOR), 0], tickvals=[_FLOOR, .001, .01, .1, math.log(2)], ticktext=[f'≤ {_FLOOR}', '0.001', '0.01', '0.1', '<b>ln 2</b>'], **at)
 
 def _lines(rows, sign, style, floor):
@@ -212,15 +212,15 @@ def success_by_ablation(
         colour = GREY if k else PALETTE['blue']
         row = {name: -i + .22 - .22*k for i, name in enumerate(names)}
         part, single = (t[t.condition.isin(conditions)] for t in (summary, per_seed))
-        fig.add_scatter(x=100*single.success_rate, y=single.ablation.map(row) - .11, mode='markers', marker=dict(size=5, color=colour, opacity=.6), showlegend=False,
+        fig.add_scatter(x=100*single.success_rate, y=single.ablation.map(row) - .11, mode='markers', cliponaxis=False, marker=dict(size=5, color=colour, opacity=.6), showlegend=False,
                         text=[f'{r.ablation}, {given}, seed {r.seed}' for r in single.itertuples()], hovertemplate='%{text}: %{x:.0f} %<extra></extra>')
-        fig.add_scatter(x=100*part.success_rate, y=part.ablation.map(row), mode='markers', name=given, marker=dict(size=11, symbol=symbol, color=colour, line=dict(width=2, color=colour)),
+        fig.add_scatter(x=100*part.success_rate, y=part.ablation.map(row), mode='markers', cliponaxis=False, name=given, marker=dict(size=11, symbol=symbol, color=colour, line=dict(width=2, color=colour)),
                         error_x=dict(array=100*(part.ci_high - part.success_rate), arrayminus=100*(part.success_rate - part.ci_low), thickness=2, width=0, color=colour),
                         text=part.ablation, hovertemplate=f'%{{text}}, {given}: %{{x:.1f}} %<extra></extra>')
         for r in part.itertuples() if not k else ():
             fig.add_annotation(x=1.01, xref='paper', xanchor='left', y=row[r.ablation] - .22, showarrow=False, text=f'<b>{100*r.success_rate:.0f} %</b>')
-    label = lambda name: '<br>'.join([f'<b>{name}</b>'] + [f"<span style='font-size:12px;color:{GREY}'>{ABLATIONS[name][0]}</span>"]*(name in ABLATIONS))
-    fig.update_yaxes(tickvals=[-i for i in range(len(names))], ticktext=[label(n) for n in names], showgrid=False, zeroline=False, range=[.6-len(names), .5])
+    words = {n: f"<br><span style='font-size:12px;color:{GREY}'>{what}</span>" for n, (what, _) in ABLATIONS.items()}
+    fig.update_yaxes(tickvals=[-i for i in range(len(names))], ticktext=[f"<b>{n}</b>{words.get(n, '')}" for n in names], showgrid=False, zeroline=False, range=[.6-len(names), .5])
     fig.update_xaxes(range=[-1, 101], ticksuffix=' %', dtick=20, title='games won (%, with 95 % interval)')
     return fig.update_layout(margin=dict(r=80, t=96), legend=dict(orientation='h', x=0, y=1, yanchor='bottom'))
 
