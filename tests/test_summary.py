@@ -106,3 +106,44 @@ def test_few_games_make_no_clear_difference_by_their_interval_alone():
     wins = [row('latent', f'g{i}', i < 4) for i in range(6)] + [row('no_comm', f'g{i}', False) for i in range(6)]
     found = effects(table(*wins)).iloc[0]
     assert found.ci_low > 0 and found.p_value > .05 and 'no clear difference in wins' in found.sentence
+
+
+@st.composite
+def trainings(draw):
+    "Up to 8 games, two ablations of up to 3 seeds, one that reads states and one that reads text; rows may be missing, and games broken."
+    rows = [dict(row('latent', 'g0', True), ablation='full'), dict(row('text', 'g0', False), ablation='text_only')]
+    for i in range(1, draw(st.integers(1, 8))):
+        for a, conditions in dict(full=('latent', 'no_comm', 'cross_task'), text_only=('text', 'no_comm', 'cross_text')).items():
+            rows += [dict(row(c, f'g{i}', draw(outcome), s), ablation=a) for s in range(draw(st.integers(0, 3))) for c in conditions]
+    return pd.DataFrame(rows).astype(dict(won=object))
+
+
+@settings(max_examples=12, deadline=None)
+@given(trainings())
+def test_ablations_by_hand(games):
+    won = {(r['ablation'], r['condition'], r['game_id'], r['seed']): r['won'] for r in games.to_dict('records') if r['won'] is not None}
+    def difference(a, b):
+        "Mean over games of the mean over seeds, of runs that both have; None if there are none."
+        per = {}
+        for (ablation, condition, game, seed), w in won.items():
+            if (ablation, condition) == a and (*b, game, seed) in won: per.setdefault(game, []).append(w - won[*b, game, seed])
+        return np.mean([np.mean(d) for d in per.values()]) if per else None
+    full, text = ablation_table(games).to_dict('records')
+    wanted = {('presence', 0): (('full', 'latent'), ('full', 'no_comm')), ('content', 0): (('full', 'latent'), ('full', 'cross_task')),
+              ('presence', 1): (('text_only', 'text'), ('text_only', 'no_comm')), ('content', 1): (('text_only', 'text'), ('text_only', 'cross_text')),
+              ('change', 1): (('text_only', 'text'), ('full', 'latent'))}
+    for (name, i), (a, b) in wanted.items():
+        r, d = (full, text)[i], difference(a, b)
+        if d is None: assert math.isnan(r[name]) and math.isnan(r[f'{name}_p']) and math.isnan(r[f'{name}_holm'])
+        else: assert r[name] == pytest.approx(d) and r[f'{name}_low'] - 1e-9 <= d <= r[f'{name}_high'] + 1e-9 and r[f'{name}_p'] <= r[f'{name}_holm'] <= 1
+    for r, own in ((full, 'latent'), (text, 'text')):
+        same = summarise(games[(games.ablation == r['ablation']) & (games.condition == own)]).iloc[0].drop('condition').to_dict()
+        assert {k: r[k] for k in same} == pytest.approx(same, nan_ok=True) and r['seed_low'] <= r['seed_high']
+
+
+def test_seeds_that_agree_add_no_certainty():
+    "Three trainings that win the same games say no more of other games than one."
+    one = pd.concat([table(*(row('latent', f'g{i}', i < k) for i in range(20))).assign(ablation=a) for a, k in (('full', 15), ('no_adapter', 8))])
+    three = pd.concat([one.assign(seed=s) for s in range(3)])
+    assert ablation_table(three).drop(columns=['seeds', 'mean_steps_all']).equals(ablation_table(one).drop(columns=['seeds', 'mean_steps_all']))
+    assert ablation_table(one).change_p[1] == mcnemar(0, 7)

@@ -7,7 +7,7 @@ import pytest
 from notebooks import ROOT
 
 from interlat.perturb import VARIANTS
-from interlat.viz import CONDITIONS, effects_by_type, save_figure, success_by_condition
+from interlat.viz import CONDITIONS, effects_by_type, save_figure, success_by_ablation, success_by_condition, training_dynamics
 
 SUMMARY = pd.DataFrame([dict(condition=c, n=10, successes=k, success_rate=k/10, ci_low=max(0, k/10 - .2), ci_high=min(1, k/10 + .2))
                         for k, c in enumerate(CONDITIONS)])
@@ -63,3 +63,40 @@ def test_many_conditions_have_one_line_each():
     few, many = success_by_condition(SUMMARY[:12]), success_by_condition(SUMMARY)
     assert all('<br>' in t.y[0] for t in few.data) and not any('<br>' in t.y[0] for t in many.data)
     assert many.layout.height < 1000 and len({t.y[0] for t in many.data}) == len(CONDITIONS)
+
+
+def runs(parts, seeds=(0,), ablations=('full',)):
+    "A log of 40 steps in which every part goes from 1 to 0 (`separation`: from 0 to −1)."
+    return pd.DataFrame([dict(ablation=a, seed=s, step=t, part=p, value=-t/40 if p == 'separation' else 1 - t/40)
+                         for a in ablations for s in seeds for t in range(0, 41, 10) for p in parts])
+
+
+@pytest.mark.parametrize('parts, panels', [(['loss'], 1), (['loss', 'task', 'separation', 'alignment'], 3), (['presence_gain'], 1),
+                                           (['task', 'separation', 'alignment', 'content_gain', 'separation_weight', 'learning_rate'], 4)])
+def test_a_panel_for_each_part_that_was_logged(parts, panels, tmp_path):
+    fig = training_dynamics(runs(parts))
+    assert len({t.xaxis for t in fig.data}) == panels
+    _, png = save_figure(fig, tmp_path/'training')
+    assert size(png) == (2*fig.layout.width, 2*fig.layout.height)
+
+
+def test_dynamics_from_a_file_with_unknown_ablations(tmp_path):
+    "logs.csv read back with plain pandas; the mean runs over the steps that all seeds logged."
+    log = runs(['task', 'content_gain'], (0, 1), ('mine', 'yours'))
+    log[(log.seed == 0) | (log.step < 40)].to_csv(tmp_path/'logs.csv', index=False)
+    fig = training_dynamics(pd.read_csv(tmp_path/'logs.csv'))
+    means = [t for t in fig.data if t.opacity == 1]
+    assert [t.name for t in fig.data if t.showlegend] == ['mine', 'yours'] and len({t.line.color for t in fig.data}) == 2
+    assert [list(t.x) for t in means] == [[0, 10, 20, 30]]*4 and max(len(t.x) for t in fig.data) == 5
+
+
+def test_a_wrong_message_that_says_the_same_is_drawn_at_the_bottom():
+    "JS may be 0, or below by rounding; a logarithmic axis would drop it."
+    log = runs(['separation']).assign(value=[0., 1e-9, -1e-9, -.01, -.5])
+    assert list(training_dynamics(log).data[0].y) == [1e-4, 1e-4, 1e-4, .01, .5]
+
+
+def test_ablations_without_a_control_are_drawn():
+    table = pd.DataFrame([dict(ablation=a, condition='latent', success_rate=r, ci_low=r - .1, ci_high=r + .1) for a, r in (('full', .9), ('mine', .5))])
+    fig = success_by_ablation(table, table.assign(seed=0))
+    assert [len(t.x) for t in fig.data] == [2, 2, 0, 0, 0, 0] and fig.layout.yaxis.ticktext[1] == '<b>mine</b>'
