@@ -89,33 +89,34 @@ class Objective(nn.Module):
 
     def latent_losses(self, batch, rates):
         "Two readings with a gradient and one without, or one and two."
-        right, wrong, n_same = self.messages(batch, rates)
-        learned, given = ([right, wrong], []) if self.mismatched_gradient else ([right], [wrong])
-        z, targets = read_states(self.actor, batch, learned, n_same)
-        with torch.no_grad(): still, _ = read_states(self.actor, batch, [*given, self.text(batch)])
+        blocks, n_same = self.messages(batch, rates)
+        k = 2 if self.mismatched_gradient else 1
+        z, targets = read_states(self.actor, batch, blocks[:k], n_same)
+        with torch.no_grad(): still, _ = read_states(self.actor, batch, [*blocks[k:], self.text(batch)])
         def f(*rows): return losses_by_token(*rows, self.head, **self.alignment)
         task, separation, alignment = in_slices(f, [*z, *still, targets], self.slice).sum(0)
         return dict(task=task, separation=separation, alignment=alignment, tokens=len(targets))
 
     @torch.no_grad()
     def reading_losses(self, batch):
-        "The mean cross-entropy of each row (B,) under its own message, another task's and none."
-        if self.channel == 'latent': *blocks, _ = self.messages(batch, torch.zeros(len(batch['input_ids'])))
-        else: blocks = [self.text(batch), tuple(x[batch['negative']] for x in self.text(batch))]
+        "The mean cross-entropy of each row (B,) under its own message, another task's (where `negative` says whose) and none."
+        blocks = []
+        if self.channel == 'latent': blocks, _ = self.messages(batch, torch.zeros(len(batch['labels'])))
+        if self.channel == 'text': blocks = [tuple(x[i] for x in self.text(batch)) for i in (slice(None), batch.get('negative')) if i is not None]
         states, targets = read_states(self.actor, batch, [*blocks, self.nothing(batch)])
         row = (batch['labels'] != -100).nonzero()[:,0]
         def mean(x): return x.new_zeros(len(batch['labels'])).index_add(0, row, x) / row.bincount(minlength=len(batch['labels']))
-        return {name: mean(self.cross_entropy(z, targets)) for name, z in zip(('right', 'wrong', 'none'), states)}
+        return {name: mean(self.cross_entropy(z, targets)) for name, z in zip([*('right', 'wrong')[:len(blocks)], 'none'], states)}
 
     def messages(self, batch, rates):
-        "The blocks of the right and of the wrong messages, and how many first positions of each row's two blocks are the same."
+        "The blocks of the right and, where `negative` says whose, the wrong messages; and how many first positions of a row's blocks are the same."
         h = self.actor.embed_message(batch['h'], batch['message_mask'])
         mask, n = batch['message_mask'][:,:h.shape[1]], len(rates)
-        own, words = mask[:n], self.actor.plan_embeds(batch['mix_ids'][:,:h.shape[1]])
-        other = resample_length(h[batch['negative']], mask[batch['negative']], own)
-        right, wrong = (self.actor.block(mix(x, words, own, rates), own) for x in (h[:n], other))
+        own, words, read = mask[:n], self.actor.plan_embeds(batch['mix_ids'][:,:h.shape[1]]), [h[:n]]
+        if 'negative' in batch: read.append(resample_length(h[batch['negative']], mask[batch['negative']], own))
         n_words, begin = words_in(own, rates), self.actor.settings['bop_id'] is not None
-        return right, wrong, torch.where(n_words < own.sum(1), n_words + begin, torch.iinfo(torch.long).max)
+        n_same = torch.where(n_words < own.sum(1), n_words + begin, torch.iinfo(torch.long).max)
+        return [self.actor.block(mix(x, words, own, rates), own) for x in read], n_same
 
     def text(self, batch): return self.actor.block(self.actor.plan_embeds(batch['plan_ids']), batch['plan_mask'])
     def nothing(self, batch): return self.actor.plan_embeds(batch['input_ids'][:,:0]), batch['attention_mask'][:,:0]
@@ -125,3 +126,8 @@ class Objective(nn.Module):
     def head(self): return self.actor.base_model.get_output_embeddings()
     @property
     def slice(self): return max(1, SLICE//self.config.get_text_config().vocab_size)
+
+    @property
+    def _no_split_modules(self): return self.actor._no_split_modules
+    def activation_checkpointing_enable(self, *args, **kwargs): self.actor.activation_checkpointing_enable(*args, **kwargs)
+    def gradient_checkpointing_enable(self, *args, **kwargs): self.actor.gradient_checkpointing_enable(*args, **kwargs)
