@@ -17,7 +17,7 @@ class AdaptiveProjection(nn.Module):
         hidden_size:int, # E, the actor's width
     ):
         super().__init__()
-        self.scale,self.output_scale = nn.Parameter(torch.tensor(0.2)), nn.Parameter(torch.tensor(0.1))
+        self.scale,self.output_scale = nn.Parameter(torch.tensor([0.2])), nn.Parameter(torch.tensor([0.1]))
         self.proj = nn.Sequential(nn.Linear(hidden_size, hidden_size), nn.GELU(),
                                   nn.LayerNorm(hidden_size), nn.Linear(hidden_size, hidden_size))
         nn.init.normal_(self.proj[0].weight, std=0.02)
@@ -30,6 +30,11 @@ class AdaptiveProjection(nn.Module):
         "Rescale `z` and add the learned correction."
         r = self.scale * z
         return (r + self.proj(r)) * self.output_scale
+
+    def _load_from_state_dict(self, state, prefix, *args):
+        for k in (f'{prefix}scale', f'{prefix}output_scale'):
+            if k in state and state[k].ndim == 0: state[k] = state[k][None] # a plain number in the original's files
+        super()._load_from_state_dict(state, prefix, *args)
 
 # %% ../nbs/09_adapter.ipynb #bc432756
 def _check_input(h, mask, width):

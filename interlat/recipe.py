@@ -29,14 +29,15 @@ class ActorConfig:
     prepended_length:int|None = field(default=None, metadata=dict(help="most states of a message that the actor reads; 800 if not given, or the checkpoint's"))
     num_heads:int|None = field(default=None, metadata=dict(help="of the adapter's attention; 8 if not given, or the checkpoint's"))
     dtype:str = field(default='auto', metadata=dict(help='auto, float32, bfloat16 or float16'))
-    adapter:bool = field(default=True, metadata=dict(help='false: insert the states as they are'))
+    adapter:bool = field(default=True, metadata=dict(help='read messages through the adapter; false: insert the states as they are'))
     lora:dict|str|None = field(default=None, metadata=dict(help='train LoRA matrices only, e.g. \'{"r": 16, "lora_alpha": 32}\''))
     chat_template:str|None = field(default=None, metadata=dict(help='for a model without one: a Jinja file, or a preset, folder or hub id to borrow it from'))
 
     def __post_init__(self):
-        if not isinstance(self.lora, str): return
-        try: self.lora = json.loads(self.lora)
-        except ValueError as e: raise InterlatError(f"lora must be a JSON object such as {{\"r\": 16}}, found {self.lora!r}") from e
+        if isinstance(self.lora, str):
+            try: self.lora = json.loads(self.lora)
+            except ValueError: pass # still a string, and refused as one
+        if not isinstance(self.lora, dict|None): raise InterlatError(f"lora must be a JSON object such as {{\"r\": 16}}, found {self.lora!r}")
 
 # %% ../nbs/13c_recipe.ipynb #5e3c60fa
 def _chat_tokenizer(config):
@@ -90,7 +91,7 @@ def new_actor(
     tokenizer = _chat_tokenizer(config)
     old = _is_actor(config.model_name_or_path)
     actor = _loaded(config, tokenizer, input_size, device) if old else _made(config, tokenizer, input_size, device, seed)
-    if config.lora: add_lora(actor.base_model, config.lora, seed)
+    if config.lora is not None: add_lora(actor.base_model, config.lora, seed)
     return actor, tokenizer
 
 # %% ../nbs/13c_recipe.ipynb #47349dc6

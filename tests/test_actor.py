@@ -1,4 +1,4 @@
-import json, shutil, sys, warnings
+import json, shutil, subprocess, sys, warnings
 from pathlib import Path
 
 import pytest, torch
@@ -227,3 +227,44 @@ def test_trainer_turns_checkpointing_on(tmp_path):
 
 def test_fsdp_is_told_which_layers_to_wrap():
     assert [*actor()._no_split_modules] == ['Qwen2DecoderLayer'] and [*actor(LlamaConfig)._no_split_modules] == ['LlamaDecoderLayer']
+
+
+SHARDED = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_actor import *
+import torch.distributed as dist
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import fully_shard
+dist.init_process_group('gloo')
+step = Step(with_lora(tie_word_embeddings=True))
+for layer in step.actor.base_model.model.layers: fully_shard(layer)
+fully_shard(step)
+loss = step()
+loss.backward()
+state = get_model_state_dict(step, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+if dist.get_rank() == 0: step.actor.save_pretrained({folder!r}, {{k.removeprefix('actor.'): v for k,v in state.items()}})
+print(dist.get_world_size(), type(step.actor.processor.adaptive_proj.scale).__name__, round(loss.item(), 4), flush=True)
+dist.barrier()
+"""
+
+
+class Step(torch.nn.Module):
+    "A training step's forward pass as one module, as `Trainer` sees it."
+    def __init__(self, actor):
+        super().__init__()
+        self.actor = actor
+
+    def forward(self):
+        (rows, labels, at, _), h = batch(), torch.randn(8, 5, 24, generator=torch.Generator().manual_seed(0))
+        return self.actor(*padded(rows, labels), at, self.actor.embed_message(h)).loss
+
+
+def test_two_processes_that_share_an_actor_piecewise_save_it_whole(tmp_path):
+    (tmp_path/'run.py').write_text(SHARDED.format(tests=str(Path(__file__).parent), folder=str(tmp_path/'saved')))
+    run = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', str(tmp_path/'run.py')],
+                         text=True, capture_output=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    with torch.no_grad(): whole, saved = (Step(a)().item() for a in (with_lora(tie_word_embeddings=True), ModelWithInsertedHiddenState.from_pretrained(tmp_path/'saved', device='cpu')))
+    assert run.stdout.split() == ['2', 'DTensor', str(round(whole, 4))]*2
+    assert saved == pytest.approx(whole, abs=1e-5)
