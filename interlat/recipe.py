@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
-from transformers.trainer_utils import get_last_checkpoint
 
 from .core import *
 from .message import *
@@ -117,13 +116,12 @@ def once(
 # %% ../nbs/13c_recipe.ipynb #53b7f288
 def _arguments(folder, model, settings):
     "`ActorArguments` for training beside `folder`, on the device that the model is on."
-    return ActorArguments(f'{folder}_trainer', **{**dict(save_strategy='no', use_cpu=model.base_model.device.type == 'cpu'), **settings})
+    return ActorArguments(f'{folder}_trainer', **{**dict(save_strategy='no', use_cpu=model.base_model.device.type == 'cpu', validation_split=0., probe_steps=0), **settings})
 
 def _train(folder, model, tokenizer, tasks, store, settings):
     "Train beside `folder`, from the last checkpoint there if there is one; returns the log."
     args = _arguments(folder, model, settings)
-    last = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
-    return train_actor(model, tokenizer, tasks, store, args, resume_from_checkpoint=last)
+    return train_actor(model, tokenizer, tasks, store, args, resume_from_checkpoint=last_checkpoint(args.output_dir))
 
 # %% ../nbs/13c_recipe.ipynb #8de97485
 def trained_actor(
