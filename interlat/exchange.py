@@ -83,7 +83,7 @@ def _parquet(folder, files, n):
     for file in files:
         name = str(file.relative_to(folder))
         try:
-            with pq.ParquetFile(file, buffer_size=2**20) as f:
+            with pq.ParquetFile(file, buffer_size=2**20, pre_buffer=False) as f:
                 for batch in f.iter_batches(n, columns=_columns(f.schema_arrow.names, name)): yield name, batch
         except (OSError, _need('pyarrow').ArrowException) as e: raise InterlatError(f"cannot read {file} as Parquet: {_first_line(e)}") from e
 
