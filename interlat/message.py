@@ -6,23 +6,22 @@
 __all__ = ['LatentMessage', 'MessageStore', 'pad_messages']
 
 # %% ../nbs/01_message.ipynb #69eba323
-import json, math, os, re
+import math, os, re, warnings
 from collections import Counter
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 import torch
-from safetensors import safe_open, SafetensorError
-from safetensors.torch import save as to_bytes
 from torch import Tensor
 from .core import *
+from .shard import *
 
 # %% ../nbs/01_message.ipynb #1a2a8dba
 @dataclass(eq=False)
 class LatentMessage:
     "Hidden states that a sender produced while it wrote a plan; raises `InterlatError` if the parts do not fit together."
     h:Tensor             # (L, D) states of one layer, finite floats
-    token_ids:list[int]  # L ids of the tokens written from these states, in the sender's vocabulary
+    token_ids:list[int]  # L ids of the tokens written from these states, in the sender's vocabulary; -1 is unknown
     text:str             # the whole plan, decoded; a slice of a message keeps it whole
     task_id:str          # the task that it is about
     sender:str           # name of the model that wrote it
@@ -64,16 +63,16 @@ class LatentMessage:
         path:str|Path, # file to write, `*.safetensors`
     )->Path: # `path`
         "Write the message to one file, whole or not at all."
-        return write_atomic(path, _encode([self]))
+        return write_atomic(path, encode_shard([self]))
 
     @classmethod
     def load(cls,
         path:str|Path, # file that `save` wrote
     )->'LatentMessage':
-        "Read a message back; raises `InterlatError` if the file is missing or is something else."
-        head = _read_head(check_file(path, 'message'))
-        if (n := len(head['records'])) != 1: raise InterlatError(f"{path} holds {n} messages; open its folder with MessageStore")
-        return _read(path, 0, head)
+        "Read a message back and verify it; raises `InterlatError` if the file is missing, damaged or something else."
+        shard = Shard.open(check_file(path, 'message'))
+        if len(shard) != 1: raise InterlatError(f"{path} holds {len(shard)} messages; open its folder with MessageStore")
+        return _message(shard, 0)
 
     def __repr__(self):
         dtype = str(self.h.dtype).removeprefix('torch.')
@@ -83,34 +82,10 @@ class LatentMessage:
         return f"<code>{escape(repr(self))}</code><blockquote>{escape(self.text)}</blockquote>"
 
 # %% ../nbs/01_message.ipynb #275244b9
-_FORMAT = 'interlat.messages/1'
-
-def _encode(messages):
-    "Messages of one sender, layer and width as the bytes of a shard."
-    first = messages[0]
-    records = [dict(task_id=m.task_id, text=m.text, length=len(m)) for m in messages]
-    head = dict(format=_FORMAT, sender=first.sender, layer=first.layer, width=first.width, records=records)
-    tensors = {}
-    for i, m in enumerate(messages):
-        tensors[f'h.{i}'] = m.h.cpu().clone(memory_format=torch.contiguous_format)
-        tensors[f'token_ids.{i}'] = torch.tensor(m.token_ids, dtype=torch.int32)
-    return to_bytes(tensors, metadata=dict(interlat=json.dumps(head)))
-
-# %% ../nbs/01_message.ipynb #ce30a2b9
-def _read_head(path):
-    "The header of the shard at `path`; no tensor is read. Raises `InterlatError` if it is not a shard of messages."
-    try:
-        with safe_open(path, 'pt') as f: head = json.loads((f.metadata() or {}).get('interlat', '{}'))
-    except SafetensorError as e: raise InterlatError(f"{path} is not a readable safetensors file ({e}); remove it and collect again") from e
-    if head.get('format') != _FORMAT: raise InterlatError(f"{path} holds no messages: format {head.get('format')!r}, wanted {_FORMAT!r}")
-    return head
-
-# %% ../nbs/01_message.ipynb #f47b70b3
-def _read(path, i, head):
-    "Message `i` of the shard at `path` whose header is `head`, in memory of its own."
-    record = head['records'][i]
-    with safe_open(path, 'pt') as f: h, ids = f.get_tensor(f'h.{i}').clone(), f.get_tensor(f'token_ids.{i}').tolist()
-    return LatentMessage(h, ids, record['text'], record['task_id'], head['sender'], head['layer'])
+def _message(shard, i):
+    "Message `i` of an open shard, read from disk and verified."
+    h, ids = shard.read(i)
+    return LatentMessage(h, ids, shard.records[i]['text'], shard.records[i]['task_id'], shard.sender, shard.layer)
 
 # %% ../nbs/01_message.ipynb #fab317b6
 def _write_durably(path, content):
@@ -129,7 +104,7 @@ def _same_kind(path, found, wanted):
 
 # %% ../nbs/01_message.ipynb #2bb55b3a
 class MessageStore:
-    "An append-only folder of messages from one sender, read lazily; raises `InterlatError` on a folder that does not fit."
+    "An append-only folder of messages from one sender, read lazily; warns of damaged shards, raises `InterlatError` on a folder that does not fit."
     def __init__(self,
         path:str|Path, # folder; made by the first `append`
         sender:str|None=None, # whose messages these are; None: whatever the store holds
@@ -141,25 +116,35 @@ class MessageStore:
         if not re.fullmatch(r'[A-Za-z0-9_.]+', writer): raise InterlatError(f"writer must be letters, digits, '_' or '.', found {writer!r}")
         self.path,self.writer = Path(path),writer
         self.sender,self.layer,self.width = sender,layer,width
-        self._heads,self._index = {},{}  # shard name -> header; task_id -> (shard name, number in it)
+        self._shards,self._index = {},{} # shard name -> `Shard`; task_id -> (shard name, number in it)
+        self.damaged:dict[str, str] = {} # shard name -> what is wrong with it
         if self.path.is_file(): raise InterlatError(f"a message store is a folder, found the file {self.path}")
         self.refresh()
-        if not create and not self._index: raise InterlatError(f"no messages in {self.path}; collect some first, with interlat-collect")
+        if not create and not self._index:
+            raise InterlatError(f"no {'readable ' if self.damaged else ''}messages in {self.path}{self._and_damage()}; collect some first, with interlat-collect")
 
     def refresh(self):
-        "Take in shards that other writers have added since."
-        for shard in sorted(self.path.glob('shard-*.safetensors')):
-            if shard.name not in self._heads: self._add(shard.name, _read_head(shard))
+        "Take in shards that other writers have added since; warns of each damaged one, once."
+        for path in sorted(self.path.glob('shard-*.safetensors')):
+            if path.name in self._shards or path.name in self.damaged: continue
+            try: self._add(Shard.open(path))
+            except DamagedShard as e:
+                self.damaged[path.name] = e.reason
+                warnings.warn(str(e), stacklevel=3)
 
-    def _add(self, name, head):
-        "Put the messages of the shard `name` in the index."
-        kind = head['sender'], head['layer'], head['width']
+    def _add(self, shard):
+        "Put the messages of a shard in the index."
+        name, kind = shard.path.name, (shard.sender, shard.layer, shard.width)
         _same_kind(self.path, kind, (self.sender, self.layer, self.width))
-        for i, task_id in enumerate(r['task_id'] for r in head['records']):
+        for i, task_id in enumerate(r['task_id'] for r in shard.records):
             other,_ = self._index.setdefault(task_id, (name, i))
             if other != name: raise InterlatError(f"message store {self.path}: task {task_id!r} is in both {other} and {name}; remove one of them")
-        self._heads[name] = head
+        self._shards[name] = shard
         self.sender,self.layer,self.width = kind
+
+    def _and_damage(self):
+        "The damaged shards, for the end of an error; '' if there are none."
+        return ''.join(f"; damaged: {name} ({reason})" for name, reason in self.damaged.items())
 
     def check(self,
         sender:str|None=None, # name of the model that must have written the messages
@@ -182,19 +167,19 @@ class MessageStore:
         counts = Counter(m.task_id for m in messages)
         if twice := [t for t, n in counts.items() if n > 1 or t in self]:
             raise InterlatError(f"message store {self.path}: a second message for task {twice[0]!r}; a store keeps one a task")
-        mine = [int(n.split('-')[-1].split('.')[0]) for n in self._heads if n.rpartition('-')[0] == f'shard-{self.writer}']
+        mine = [int(n.split('-')[-1].split('.')[0]) for n in (*self._shards, *self.damaged) if n.rpartition('-')[0] == f'shard-{self.writer}']
         path = self.path/f"shard-{self.writer}-{max(mine, default=-1)+1:06d}.safetensors"
         if path.exists(): raise InterlatError(f"{path} was written meanwhile: two processes write as {self.writer!r}; give each its own writer name")
-        _write_durably(path, _encode(messages))
-        self._add(path.name, _read_head(path))
+        _write_durably(path, encode_shard(messages))
+        self._add(Shard.open(path))
 
     def __getitem__(self,
         task_id:str, # which task's message
     )->LatentMessage:
-        "The message for `task_id`, its states read from disk just now; raises `InterlatError` if there is none."
-        if task_id not in self: raise InterlatError(f"message store {self.path} has no message for task {task_id!r}")
+        "The message for `task_id`, its states read from disk just now and verified; raises `InterlatError` if there is none or it is damaged."
+        if task_id not in self: raise InterlatError(f"message store {self.path} has no message for task {task_id!r}{self._and_damage()}")
         name, i = self._index[task_id]
-        return _read(self.path/name, i, self._heads[name])
+        return _message(self._shards[name], i)
 
     def __len__(self): return len(self._index)
     def __contains__(self, task_id): return task_id in self._index
@@ -204,14 +189,20 @@ class MessageStore:
         "The tasks that have a message."
         return list(self._index)
 
+    def verify(self)->dict[str, str]: # shard name -> what is wrong; {} if nothing is
+        "Read every message of every shard, and name the damage."
+        return self.damaged | {name: wrong for name, shard in self._shards.items() if (wrong := shard.verify())}
+
     def __repr__(self):
         kind = f"sender={self.sender!r}, layer={self.layer}, width={self.width}"
-        return f"MessageStore({self.path.name!r}, {len(self)} messages in {len(self._heads)} shards, {kind})"
+        damage = f", {len(self.damaged)} more damaged" if self.damaged else ''
+        return f"MessageStore({self.path.name!r}, {len(self)} messages in {len(self._shards)} shards{damage}, {kind})"
 
     def _repr_html_(self):
-        some = [r for head in self._heads.values() for r in head['records'][:5]][:5]
+        some = [r for shard in self._shards.values() for r in shard.records[:5]][:5]
         rows = ''.join(f"<tr><td>{escape(r['task_id'])}</td><td>{r['length']}</td><td>{escape(r['text'][:100])}</td></tr>" for r in some)
-        return f"<code>{escape(repr(self))}</code><table><tr><th>task_id</th><th>states</th><th>text</th></tr>{rows}</table>"
+        damage = ''.join(f"<br><b>damaged</b> {escape(name)}: {escape(reason)}" for name, reason in self.damaged.items())
+        return f"<code>{escape(repr(self))}</code>{damage}<table><tr><th>task_id</th><th>states</th><th>text</th></tr>{rows}</table>"
 
 # %% ../nbs/01_message.ipynb #1d068778
 def pad_messages(

@@ -1,6 +1,7 @@
 "The benchmarks run, at a size that measures nothing."
 import importlib.util, json
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 from notebooks import ROOT
@@ -43,3 +44,12 @@ def test_whole_benchmark(bench, capsys, monkeypatch, tmp_path):
     result = json.loads((tmp_path/'engine.json').read_text())
     assert result['engines']['games'][0]['ratio'] == result['engines']['median_ratio'] and result['memory']['games'] == 60
     assert 'ratio: ' in capsys.readouterr().out
+
+
+def test_store_against_nested_lists(capsys, tmp_path):
+    if not find_spec('pyarrow'): pytest.skip('needs pyarrow')
+    if not Path('/proc/self/clear_refs').exists(): pytest.skip('needs /proc')
+    script('store').main(['--n', '6', '--length', '5', '--width', '8', '--shard', '4', '--out', str(tmp_path/'store.json')])
+    result = json.loads((tmp_path/'store.json').read_text())
+    assert [r['side'] for r in result['rows']] == ['store', 'nested'] and all(r['seconds'] > 0 and r['peak_mb'] >= 0 for r in result['rows'])
+    assert 'faster' in capsys.readouterr().out

@@ -1,11 +1,13 @@
 "A store of messages that survives kills, concurrent writers and odd content."
-import os, signal, subprocess, sys, textwrap
+import os, pickle, signal, subprocess, sys, textwrap, warnings
 from dataclasses import replace
 from pathlib import Path
 import pytest, torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from interlat.core import InterlatError
 from interlat.message import LatentMessage, MessageStore, pad_messages
+from interlat.shard import DamagedShard, Shard, encode_shard
 
 ROOT = Path(__file__).parents[1]
 
@@ -62,18 +64,12 @@ def test_death_between_writing_and_renaming(tmp_path, monkeypatch):
     store.append(message('b'))
     assert MessageStore(tmp_path).task_ids() == ['a', 'b']
 
-def test_half_written_files_are_ignored_and_a_broken_shard_is_named(tmp_path):
+def test_half_written_files_are_ignored(tmp_path):
     store = MessageStore(tmp_path)
     store.append(message('a'))
     shard = next(tmp_path.glob('shard-*'))
     (tmp_path/f'.{shard.name}.123.tmp').write_bytes(shard.read_bytes()[:100])
     assert MessageStore(tmp_path).task_ids() == ['a']
-    (tmp_path/'shard-0-000001.safetensors').write_bytes(shard.read_bytes()[:100])
-    with pytest.raises(InterlatError, match='shard-0-000001.safetensors is not a readable safetensors file'): MessageStore(tmp_path)
-
-def test_a_foreign_safetensors_file_is_refused(tmp_path):
-    save_file(dict(x=torch.zeros(2)), tmp_path/'shard-0-000000.safetensors')
-    with pytest.raises(InterlatError, match="holds no messages: format None, wanted 'interlat.messages/1'"): MessageStore(tmp_path)
 
 def test_append_is_all_or_nothing(tmp_path):
     store = MessageStore(tmp_path)
@@ -82,6 +78,106 @@ def test_append_is_all_or_nothing(tmp_path):
     assert len(store) == 0 and not list(tmp_path.iterdir())
     store.append([])
     assert not list(tmp_path.iterdir())
+
+# ---- damage
+
+def names(n): return f'shard-0-{n:06d}.safetensors'
+
+@pytest.fixture
+def three(tmp_path):
+    "A store of three shards of two messages each."
+    store = MessageStore(tmp_path)
+    for n in range(3): store.append([message(f't{n}{x}', seed=n) for x in 'ab'])
+    return tmp_path
+
+DAMAGE = dict(empty=lambda raw: b'', zeroed=lambda raw: bytes(len(raw)), cut=lambda raw: raw[:-1], cut_in_the_header=lambda raw: raw[:90],
+              seven_bytes=lambda raw: raw[:7], longer=lambda raw: raw + b'x', garbled=lambda raw: raw[:8] + b'?'*50 + raw[58:],
+              text=lambda raw: b'<html>404 Not Found</html>', one_bit=lambda raw: raw.replace(b't1a', b't1c', 1),
+              nested=lambda raw: (10**5).to_bytes(8, 'little') + b'['*10**5)
+
+@pytest.mark.parametrize('how', DAMAGE)
+def test_a_damaged_shard_is_named_and_the_rest_stays_readable(three, how):
+    shard = three/names(1)
+    shard.write_bytes(DAMAGE[how](shard.read_bytes()))
+    with pytest.warns(UserWarning) as said: store = MessageStore(three, create=False)
+    text = str(said[0].message)
+    assert len(said) == 1 and '\n' not in text and f'{shard}: {store.damaged[names(1)]}; ' in text and 'collect its messages again' in text
+    assert list(store.damaged) == [names(1)] and store.damaged == store.verify()
+    assert [m.task_id for m in store] == store.task_ids() == ['t0a', 't0b', 't2a', 't2b']
+    assert '1 more damaged' in repr(store) and names(1) in store._repr_html_()
+    with pytest.raises(InterlatError, match=f"no message for task 't1a'; damaged: {names(1)} "): store['t1a']
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        store.refresh()  # it has been said
+    store.append([message('t1a'), message('t1b')])
+    with pytest.warns(UserWarning): assert len(MessageStore(three)) == 6
+    assert sorted(p.name for p in three.iterdir()) == [names(n) for n in range(4)]
+
+def test_the_last_shard_damaged_leaves_its_number_taken(three):
+    before = (three/names(2)).read_bytes()[:50]
+    (three/names(2)).write_bytes(before)
+    with pytest.warns(UserWarning): store = MessageStore(three)
+    store.append(message('new'))
+    assert (three/names(3)).exists() and (three/names(2)).read_bytes() == before
+
+def test_nothing_but_damage(three):
+    for p in three.iterdir(): p.write_bytes(b'')
+    with pytest.warns(UserWarning) as said, pytest.raises(InterlatError, match='no readable messages in') as e: MessageStore(three, create=False)
+    assert len(said) == 3 and all(f'{names(n)} (the file is empty)' in str(e.value) for n in range(3))
+    with pytest.warns(UserWarning): assert len(MessageStore(three)) == 0
+
+def test_healthy_stores_do_not_warn(three):
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        store = MessageStore(three)
+    assert store.verify() == store.damaged == {} and 'damaged' not in repr(store) + store._repr_html_()
+
+def test_no_flipped_bit_goes_unnoticed(tmp_path):
+    good = encode_shard([message('a', n=2, width=2, dtype=torch.bfloat16), message('b', n=1, width=2)])
+    path, start = tmp_path/names(0), 8 + int.from_bytes(good[:8], 'little')
+    for at in range(len(good)):
+        path.write_bytes(good[:at] + bytes([good[at] ^ 1 << at % 8]) + good[at+1:])
+        if at < start:
+            with pytest.raises(DamagedShard): Shard.open(path)
+        else: assert Shard.open(path).verify(), f'byte {at} of {len(good)}'
+    path.write_bytes(good)
+    assert Shard.open(path).verify() == ''
+
+def test_a_flipped_byte_costs_one_message(three):
+    shard = three/names(1)
+    raw = bytearray(shard.read_bytes())
+    with safe_open(shard, 'pt') as f: states = f.get_tensor('h.0').numpy().tobytes()
+    raw[raw.index(states) + 7] ^= 64
+    shard.write_bytes(raw)
+    store = MessageStore(three)
+    with pytest.raises(InterlatError, match=f"{names(1)}: the message for task 't1a' does not match its checksum"): store['t1a']
+    assert all(torch.equal(store[t].h, message(seed=int(t[1])).h) for t in store.task_ids() if t != 't1a')
+    assert list(store.verify()) == [names(1)] and "1 of 2 messages" in store.verify()[names(1)] and "'t1a'" in store.verify()[names(1)]
+
+def test_a_shard_cut_short_under_an_open_store(three):
+    store = MessageStore(three)
+    os.truncate(three/names(1), (three/names(1)).stat().st_size - 100)
+    with pytest.raises(InterlatError, match="cut short: the message for task 't1b' is not all there"): store['t1b']
+    (three/names(2)).unlink()
+    with pytest.raises(InterlatError, match='cannot be read'): store['t2a']
+    assert set(store.verify()) == {names(1), names(2)} and len(store['t0b']) == 5
+
+def test_a_damaged_single_message(tmp_path):
+    path = message('a').save(tmp_path/'one.safetensors')
+    path.write_bytes(path.read_bytes()[:-1] + b'!')
+    with pytest.raises(InterlatError, match="one.safetensors: the message for task 'a' does not match its checksum"): LatentMessage.load(path)
+    path.write_bytes(encode_shard([message('a'), message('b')]))
+    with pytest.raises(InterlatError, match='holds 2 messages; open its folder'): LatentMessage.load(path)
+
+def test_healthy_files_of_another_kind_are_refused(tmp_path):
+    save_file(dict(x=torch.zeros(2)), tmp_path/names(0))
+    for metadata, found in ((None, 'None'), (dict(interlat='{"format": "interlat.messages/1"}'), "'interlat.messages/1'")):
+        save_file(dict(x=torch.zeros(2)), tmp_path/names(0), metadata)
+        with pytest.raises(InterlatError, match=f"format {found}, wanted 'interlat.messages/2'") as e: MessageStore(tmp_path)
+        assert not isinstance(e.value, DamagedShard)
+
+def test_any_safetensors_reader_opens_a_shard(three):
+    with safe_open(three/names(0), 'pt') as f: assert torch.equal(f.get_tensor('h.1'), message(seed=0).h) and f.get_tensor('token_ids.1').tolist() == [*range(5)]
 
 # ---- several writers
 
@@ -162,6 +258,13 @@ def test_order_and_iteration(tmp_path):
     store = MessageStore(tmp_path)
     for batch in (['c', 'a'], ['b']): store.append([message(t) for t in batch])
     assert MessageStore(tmp_path).task_ids() == store.task_ids() == ['c', 'a', 'b'] == [m.task_id for m in store]
+
+def test_each_header_is_read_once(three, monkeypatch):
+    store, opened = MessageStore(three), []
+    monkeypatch.setattr(Shard, 'open', opened.append)
+    assert len(list(store)) == len(list(pickle.loads(pickle.dumps(store)))) == 6  # a worker process gets the index too
+    store.refresh()
+    assert opened == []
 
 # ---- refusals
 
