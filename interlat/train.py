@@ -167,6 +167,12 @@ class ActorTrainer(Trainer):
         loss = loss/tokens if num_items_in_batch is None else loss/num_items_in_batch*(self.accelerator.num_processes if self.args.average_tokens_across_devices else 1)
         return (loss, {}) if return_outputs else loss
 
+    def get_eval_dataloader(self, eval_dataset=None):
+        "All held-out tasks: `dataloader_drop_last` is about training."
+        drop, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try: return super().get_eval_dataloader(eval_dataset)
+        finally: self.args.dataloader_drop_last = drop
+
     def held_out_loss(self, losses): # as `evaluate` wants it: the cross-entropy of the batch, and no outputs
         return losses['none' if self.args.channel == 'none' else 'right'].mean(), {}
 

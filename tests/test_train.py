@@ -118,6 +118,20 @@ def test_every_part_of_the_actor_learns(scene, tmp_path):
     assert still == []
 
 
+def test_held_out_tasks_are_measured_and_nothing_else_is_lost(scene, tmp_path):
+    games, tok, actor, store = scene
+    log = train_actor(copy.deepcopy(actor), tok, games, store, settings(tmp_path, validation_split=.25, probe_steps=1, max_steps=2))
+    steps = log.groupby('part').step.apply(list)
+    assert steps['content_gain'] == steps['presence_gain'] == [0, 1, 2] and steps['task'] == steps['separation'] == [1, 2] and steps['eval_loss'] == [1, 2]
+
+
+@pytest.mark.parametrize('channel', ['text', 'none'])
+def test_held_out_loss_of_the_other_channels(scene, tmp_path, channel):
+    games, tok, actor, store = scene
+    log = train_actor(copy.deepcopy(actor), tok, games, store if channel == 'text' else None, settings(tmp_path, channel=channel, validation_split=.25, probe_steps=1, max_steps=1))
+    assert ('content_gain' in set(log.part)) == (channel == 'text') and 'eval_loss' in set(log.part)
+
+
 def test_text_channel_trains_on_the_plans_tokens(scene, tmp_path):
     games, tok, actor, store = scene
     log = train_actor(copy.deepcopy(actor), tok, games, store, settings(tmp_path, channel='text', max_steps=1))
