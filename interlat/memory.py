@@ -24,7 +24,8 @@ class Memory:
     @property
     def total(self): return sum(vars(self).values())
     def __repr__(self):
-        return f"memory: {', '.join(f'{k} {v/1e9:.1f} GB' for k,v in vars(self).items())}, together about {self.total/1e9:.1f} GB"
+        unit, size = ('GB', 1e9) if self.total >= 1e9 else ('MB', 1e6)
+        return f"memory: {', '.join(f'{k} {v/size:.1f} {unit}' for k,v in vars(self).items())}, together about {self.total/size:.1f} {unit}"
 
 # %% ../nbs/12a_memory.ipynb #7f18b9b3
 def empty_lm(

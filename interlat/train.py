@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['TRAINED', 'PROBED', 'ActorDataset', 'pad_ids', 'align_plan', 'ActorCollator', 'ActorArguments', 'ActorTrainer', 'Bar',
-           'quiet', 'hold_out', 'actor_trainer', 'probe_batch', 'last_checkpoint', 'train_actor', 'tidy_log']
+           'quiet', 'hold_out', 'check_training', 'actor_trainer', 'probe_batch', 'last_checkpoint', 'train_actor',
+           'tidy_log']
 
 # %% ../nbs/13_train.ipynb #f0e1f0ea
 from dataclasses import dataclass, field
@@ -119,6 +120,7 @@ class ActorArguments(TrainingArguments):
     negatives:str = _option('any', "whose message is the wrong one: any other task's, or rather one of same_type or other_type")
     mismatched_gradient:bool = _option(True, 'false: no gradient through the reading of the wrong message')
     pure_latents:float = _option(0., 'extra probability that a message is not mixed with its plan; 1: no curriculum')
+    adapter_dropout:float = _option(.1, "of the adapter's attention, in training; 0 for the same curve on any number of processes")
     validation_split:float = _option(.05, 'part of the tasks that is held out', '--val_ratio')
     probe_steps:int = _option(100, 'how often to measure what the message is worth on held-out tasks; 0: never')
     max_length:int = _option(4096, 'most tokens of a conversation; a longer one is refused, not cut', '--model_max_length')
@@ -128,6 +130,7 @@ class ActorArguments(TrainingArguments):
     per_device_train_batch_size:int = _option(16, 'conversations a step on each device')
     eval_strategy:str = _option('epoch', 'when to measure the loss of the held-out tasks: no, steps or epoch', '--evaluation_strategy')
     save_total_limit:int|None = _option(2, 'most checkpoints to keep')
+    bf16:bool|None = _option(None, 'products in bfloat16; if not given: where the GPU can')
     remove_unused_columns:bool = _option(False, 'the collator needs all columns')
     dataloader_drop_last:bool = _option(True, 'an incomplete last batch is left out of training')
     report_to:str = _option('none', 'where to log besides log.csv: tensorboard, wandb, …')
@@ -135,7 +138,7 @@ class ActorArguments(TrainingArguments):
     def __post_init__(self):
         for name, known in dict(channel=CHANNELS, schedule=SCHEDULES, kl_direction=KL_DIRECTIONS, negatives=NEGATIVES).items():
             if getattr(self, name) not in known: raise InterlatError(f"unknown {name} {getattr(self, name)!r}; use {', '.join(known)}")
-        for name, low, high in (('seed', 0, None), ('per_device_train_batch_size', 1, None), ('probe_steps', 0, None), ('pure_latents', 0, 1), ('validation_split', 0, .9),
+        for name, low, high in (('seed', 0, None), ('per_device_train_batch_size', 1, None), ('probe_steps', 0, None), ('pure_latents', 0, 1), ('adapter_dropout', 0, .9), ('validation_split', 0, .9),
                                 ('separation_weight', 0, None), ('alignment_weight', 0, None)):
             value = getattr(self, name)
             if value < low or high is not None and value > high:
@@ -143,6 +146,7 @@ class ActorArguments(TrainingArguments):
         for name in ('separation_weight', 'alignment_weight'):
             if getattr(self, f'{name}_start') is None: setattr(self, f'{name}_start', min(.1, getattr(self, name)))
         if not self.validation_split: self.eval_strategy = 'no'
+        if self.bf16 is None: self.bf16 = not (self.fp16 or self.use_cpu) and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
         self.label_names = ['labels']
         super().__post_init__()
 
@@ -166,6 +170,10 @@ class ActorTrainer(Trainer):
         loss = parts['task'] + sum(self.latest[f'{k}_weight']*parts[k] for k in parts if k != 'task')
         loss = loss/tokens if num_items_in_batch is None else loss/num_items_in_batch*(self.accelerator.num_processes if self.args.average_tokens_across_devices else 1)
         return (loss, {}) if return_outputs else loss
+
+    def evaluate(self, *args, **kwargs):
+        "Trainer's, without drawing on the random states of the training: a resumed run does not repeat a measurement."
+        with torch.random.fork_rng([self.args.device] if self.args.device.type == 'cuda' else []): return super().evaluate(*args, **kwargs)
 
     def get_eval_dataloader(self, eval_dataset=None):
         "All held-out tasks: `dataloader_drop_last` is about training."
@@ -220,6 +228,10 @@ class ActorTrainer(Trainer):
         if not all(p.requires_grad for p in model.parameters()):
             write_atomic(folder/TRAINED, to_bytes({k: state[k].contiguous() for k in trainable_state(model)}))
 
+    def save_actor(self, folder):
+        "Write the trained actor. To be called in every process, as those that share the weights must gather them."
+        self._save(folder, self.accelerator.get_state_dict(self.model_wrapped))
+
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         if self.is_fsdp_enabled or self.is_deepspeed_enabled: return super()._load_from_checkpoint(resume_from_checkpoint, model)
         model, folder = model or self.model, Path(resume_from_checkpoint)
@@ -252,6 +264,21 @@ def hold_out(
     return [t for i,t in enumerate(tasks) if i not in out], [t for i,t in enumerate(tasks) if i in out]
 
 # %% ../nbs/13_train.ipynb #c4b10003
+def check_training(
+    tasks:list[Task], # with expert turns
+    store:MessageStore|None, # messages by task_id; None with channel 'none'
+    args:ActorArguments, # settings
+)->None:
+    "Raise `InterlatError` where tasks, messages and settings do not fit together; no model is needed to tell."
+    if (store is None) != (args.channel == 'none'):
+        raise InterlatError(f"channel {args.channel!r} {'needs' if store is None else 'reads no'} messages; "
+                            + ('give a store' if store is None else "give store=None"))
+    _check_tasks(tasks, store)
+    train, held_out = hold_out(tasks, args.validation_split, args.seed)
+    size = args.per_device_train_batch_size*args.world_size
+    if len(train) < size: raise InterlatError(f"{len(train)} tasks do not fill one batch of {size}; lower per_device_train_batch_size" + (" or validation_split" if held_out else ''))
+    if args.channel == 'latent' and size < 2: raise InterlatError("a batch of 1 has no wrong message; use a per_device_train_batch_size of 2 or more, or more processes")
+
 PROBED = 32 # conversations that the callback measures on
 
 def actor_trainer(
@@ -263,16 +290,13 @@ def actor_trainer(
     callbacks:list=(), # for `Trainer`
 )->ActorTrainer: # ready for `train`
     "A trainer for experts' conversations and messages. Raises `InterlatError` if they do not fit together."
-    if (store is None) != (args.channel == 'none'):
-        raise InterlatError(f"channel {args.channel!r} {'needs' if store is None else 'reads no'} messages; "
-                            + ('give a store' if store is None else "give store=None"))
-    if store is not None and args.channel == 'latent': store.check(width=model.settings['input_size'])
-    args.device, args.n_gpu # sets the next one
-    args._n_gpu = min(args._n_gpu, 1) # a process uses one GPU; torchrun starts more processes
+    check_training(tasks, store, args)
+    if args.channel == 'latent' and store.width != (width := model.settings['input_size']):
+        raise InterlatError(f"message store {store.path} has states of width {store.width}, the actor reads width {width}; build it with input_size={store.width}, for a learned projector")
+    for m in model.processor.modules():
+        if isinstance(m, torch.nn.MultiheadAttention): m.dropout = args.adapter_dropout
+    if args.n_gpu > 1: args._n_gpu = 1 # a process uses one GPU; torchrun starts more processes
     train, held_out = hold_out(tasks, args.validation_split, args.seed)
-    size = args.per_device_train_batch_size*args.world_size
-    if len(train) < size: raise InterlatError(f"{len(train)} tasks do not fill one batch of {size}; lower per_device_train_batch_size" + (" or validation_split" if held_out else ''))
-    if args.channel == 'latent' and size < 2: raise InterlatError("a batch of 1 has no wrong message; use a per_device_train_batch_size of 2 or more, or more processes")
     data = [ActorDataset(x, tokenizer, store, args.max_length) if x else None for x in (train, held_out)]
     objective = Objective(model, args.channel, args.mismatched_gradient, alpha=args.alpha, beta=args.beta, kl_direction=args.kl_direction)
     trainer = ActorTrainer(model=objective, args=args, data_collator=ActorCollator(tokenizer.pad_token_id), processing_class=tokenizer, callbacks=list(callbacks),

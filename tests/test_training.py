@@ -1,0 +1,144 @@
+"`interlat-train` as a process: killed and started again, on two processes, with LoRA, bfloat16 and checkpointing, and from another's data."
+import os, shutil, signal, subprocess, sys, time
+
+import cast, pandas as pd, pytest, torch
+from notebooks import ROOT
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+from interlat.actor import ModelWithInsertedHiddenState
+from interlat.collect import collect
+from interlat.core import InterlatError
+from interlat.message import MessageStore
+from interlat.recipe import ActorConfig
+from interlat.train import ActorArguments, last_checkpoint
+from interlat.training import TrainingData, train_from
+
+TRAIN = ['-c', "import sys; sys.argv[0] = 'interlat-train'; from interlat.cli import main_train; main_train()"]
+
+
+@pytest.fixture(scope='module')
+def world(tmp_path_factory):
+    "Twelve games, a sender in a folder, and its messages."
+    folder = tmp_path_factory.mktemp('world')
+    games = cast.games(folder/'games', 12)
+    tok = cast.tokenizer(games)
+    base = cast.lm(tok)
+    tok.save_pretrained(folder/'lm'); base.save_pretrained(folder/'lm')
+    collect(base, tok, games, MessageStore(folder/'store', sender='random'), max_new_tokens=9, progress=False)
+    return folder
+
+
+def flags(world, out, **kw):
+    base = dict(model_name_or_path=world/'lm', data_path=world/'games', hidden_data_path=world/'store', output_dir=out, prepended_length=9, max_steps=6, use_cpu='true',
+                per_device_train_batch_size=4, learning_rate=1e-3, logging_steps=1, disable_tqdm='true', probe_steps=3, validation_split=.17)
+    return [str(x) for k, v in {**base, **kw}.items() for x in (f'--{k}', v)]
+
+
+def environment(): return os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1')
+
+
+def weights(folder): return load_file(folder/'model.safetensors') | load_file(folder/'adapter.safetensors')
+
+
+def trained(world, out, config=(), **kw):
+    "A run in this process."
+    args = dict(max_steps=4, use_cpu=True, per_device_train_batch_size=4, learning_rate=1e-3, logging_steps=1, disable_tqdm=True, probe_steps=0, validation_split=0)
+    return train_from(ActorConfig(str(world/'lm'), prepended_length=9, **dict(config)), TrainingData(str(world/'games'), str(world/'store')), ActorArguments(str(out), **{**args, **kw}))
+
+
+def test_killed_and_started_again_it_ends_with_the_same_weights(world, tmp_path):
+    run = [sys.executable, *TRAIN, *flags(world, tmp_path/'run', save_strategy='steps', save_steps=1, max_steps=30)]
+    process = subprocess.Popen(run, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not (tmp_path/'run'/'checkpoint-3').exists(): time.sleep(.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL and last_checkpoint(tmp_path/'run') and not (tmp_path/'run'/'model.safetensors').exists()
+    again = subprocess.run(run, env=environment(), text=True, capture_output=True)
+    assert again.returncode == 0, again.stderr
+    whole = subprocess.run([sys.executable, *TRAIN, *flags(world, tmp_path/'whole', max_steps=30)], env=environment(), text=True, capture_output=True)
+    assert whole.returncode == 0 and 'memory: weights' in whole.stdout
+    assert_close(weights(tmp_path/'run'), weights(tmp_path/'whole'), atol=1e-6, rtol=0)
+    assert not [p for p in (tmp_path/'run').iterdir() if p.suffix in ('.bin', '.pt', '.pth', '.pkl')], 'an actor is safetensors and JSON only'
+
+
+def test_two_processes_give_the_curve_of_one(world, tmp_path):
+    "The same rows, rates and wrong messages, whose senders sit in the other process; dropout alone would differ."
+    one, two = (flags(world, tmp_path/name, per_device_train_batch_size=size, adapter_dropout=0) for name, size in (('one', 4), ('two', 2)))
+    assert subprocess.run([sys.executable, *TRAIN, *one], env=environment(), capture_output=True).returncode == 0
+    script = tmp_path/'train.py'
+    script.write_text("import os; assert os.environ['WORLD_SIZE'] == '2'\nfrom interlat.cli import main_train\nmain_train()\n")
+    pair = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port=0', '--rdzv_backend=c10d', '--rdzv_endpoint=localhost:0', script, *two],
+                          env=environment(), text=True, capture_output=True)
+    assert pair.returncode == 0, pair.stderr[-2000:]
+    assert pair.stdout.count('saved in') == 1
+    curves = [pd.read_csv(tmp_path/name/'log.csv').pivot_table(index='step', columns='part', values='value')
+              [['loss', 'task', 'separation', 'alignment', 'content_gain', 'separation_weight', 'learning_rate']] for name in ('one', 'two')]
+    assert len(curves[0]) == 7
+    pd.testing.assert_frame_equal(*curves, atol=1e-5, rtol=1e-4)
+    assert_close(weights(tmp_path/'two'), weights(tmp_path/'one'), atol=1e-4, rtol=0)
+
+
+def test_lora_goes_on_from_its_checkpoint(world, tmp_path):
+    "The checkpoint's model has the matrices added in; what goes on is the matrices themselves."
+    lora = dict(lora=dict(r=4, lora_dropout=0.))
+    whole = trained(world, tmp_path/'whole', lora)
+    trained(world, tmp_path/'run', lora, save_steps=2)
+    shutil.rmtree(tmp_path/'run'/'checkpoint-4')
+    trained(world, tmp_path/'run', lora, save_steps=2)
+    assert_close(weights(tmp_path/'run'), weights(tmp_path/'whole'), atol=1e-6, rtol=0)
+    base, new = (load_file(world/'lm'/'model.safetensors'), weights(tmp_path/'whole'))
+    assert not torch.equal(new['model.layers.0.mlp.up_proj.weight'], base['model.layers.0.mlp.up_proj.weight'])
+    assert torch.equal(new['model.embed_tokens.weight'], base['model.embed_tokens.weight'])
+    assert whole.model.actor.base_model.get_input_embeddings().weight.requires_grad is False
+
+
+def test_bfloat16_and_gradient_checkpointing(world, tmp_path):
+    def curve(name, **kw): return pd.Series([h['task'] for h in trained(world, tmp_path/name, adapter_dropout=0, **kw).state.log_history if 'task' in h])
+    plain = curve('plain', bf16=False)
+    assert_close(curve('checkpointing', gradient_checkpointing=True, bf16=False).to_numpy(), plain.to_numpy(), atol=1e-4, rtol=0)
+    assert 0 < (curve('bf16', bf16=True) - plain).abs().max() < .1
+
+
+@pytest.mark.parametrize('how', [dict(adaptive_weights=True), dict(schedule='cosine'), dict(kl_direction='forward'), dict(negatives='same_type'), dict(mismatched_gradient=False)])
+def test_named_options_change_the_training(world, tmp_path, how):
+    log = trained(world, tmp_path/'run', **how).state.log_history
+    first = trained(world, tmp_path/'plain').state.log_history
+    weight = log[0]['separation_weight']
+    if 'adaptive_weights' in how: assert abs(weight - (.01 + .49*-log[0]['separation']/.69)) < 1e-4
+    assert [h['loss'] for h in log if 'loss' in h] != [h['loss'] for h in first if 'loss' in h]
+
+
+def test_an_unfinished_checkpoint_is_passed_over(tmp_path):
+    for n, text in ((2, '{"global_step": 2}'), (10, '{"global_step": 10}'), (11, '{"glob')):
+        (tmp_path/f'checkpoint-{n}').mkdir(); (tmp_path/f'checkpoint-{n}'/'trainer_state.json').write_text(text)
+    (tmp_path/'checkpoint-12').mkdir()
+    assert last_checkpoint(tmp_path).name == 'checkpoint-10' and last_checkpoint(tmp_path/'nowhere') is None
+
+
+def test_a_checkpoint_is_an_actor(world, tmp_path):
+    trained(world, tmp_path/'run', save_steps=2)
+    for name in ('checkpoint-2', '.'):
+        a = ModelWithInsertedHiddenState.from_pretrained(tmp_path/'run'/name, device='cpu')
+        assert a.settings['prepended_length'] == 9 and (tmp_path/'run'/name/'tokenizer.json').exists()
+        assert 'interlat' not in (tmp_path/'run'/name/'config.json').read_text(), 'how training reads is not part of the model'
+
+
+def test_what_does_not_fit_is_said_before_anything_is_loaded(world, tmp_path):
+    def line(match, data=(), config=(), **kw):
+        with pytest.raises(InterlatError, match=match):
+            train_from(ActorConfig(**{'model_name_or_path': str(tmp_path/'no model'), **dict(config)}), TrainingData(**{**dict(data_path=str(world/'games'), hidden_data_path=str(world/'store')), **dict(data)}),
+                       ActorArguments(str(tmp_path/'out'), use_cpu=True, **kw))
+    line('no messages in', dict(hidden_data_path=str(tmp_path/'nothing')))
+    line("no games in split 'valid_seen'", dict(split='valid_seen'))
+    line('tasks do not fill one batch of 64', per_device_train_batch_size=64)
+    line('a batch of 1 has no wrong message', per_device_train_batch_size=1)
+    MessageStore(tmp_path/'few', sender='random').append(next(iter(MessageStore(world/'store'))))
+    line('11 of 12 tasks have no message in the store', dict(hidden_data_path=str(tmp_path/'few')), per_device_train_batch_size=2)
+    shutil.copytree(world/'lm', tmp_path/'bare')
+    (tmp_path/'bare'/'chat_template.jinja').unlink()
+    line('has no chat template; give one with --chat_template', config=dict(model_name_or_path=str(tmp_path/'bare')), per_device_train_batch_size=4)
+    wide = MessageStore(tmp_path/'wide', sender='random')
+    wide.append([type(m)(torch.zeros(2, 48), [1, 2], m.text, m.task_id, 'random') for m in MessageStore(world/'store')])
+    line('states of width 48 cannot be read by a model of width 32 without', dict(hidden_data_path=str(tmp_path/'wide')),
+         dict(model_name_or_path=str(world/'lm'), adapter=False), per_device_train_batch_size=4)
+    assert not (tmp_path/'out').exists()
