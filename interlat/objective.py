@@ -54,8 +54,10 @@ def losses_by_token(
     head, # from states to logits
     **alignment, # alpha, beta, kl_direction
 )->Tensor: # (S, 3) task, separation and alignment, nats
-    "The parts of the objective, token by token."
-    p, q, r = (log_probs(head(z)) for z in (right, wrong, plan))
+    "The parts of the objective, token by token. States that carry no gradient give none to the head either."
+    def read(z):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and z.requires_grad): return log_probs(head(z))
+    p, q, r = (read(z) for z in (right, wrong, plan))
     return torch.stack([F.nll_loss(p, targets, reduction='none').to(p), -js_rows(p, q), alignment_rows(p, r, **alignment)], 1)
 
 # %% ../nbs/12c_objective.ipynb #8c40b5da

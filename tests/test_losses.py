@@ -1,5 +1,6 @@
 "The losses against slow references, their bounds, directions and gradients."
-import math
+import json, math
+from pathlib import Path
 import pytest, torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
@@ -132,3 +133,12 @@ def test_adaptive_weights(contrast, plan, contrast_weight, plan_weight):
     tensors = [torch.tensor(float(x), requires_grad=True) for x in (plan, contrast)]
     weights = adaptive_weights(*tensors)
     assert all(type(w) is float for w in weights) and weights == pytest.approx((plan_weight, contrast_weight), abs=1e-7)
+
+GOLDEN = Path(__file__).resolve().parents[2]/'shared'/'golden'/'adaptive_weights.json'
+
+@pytest.mark.skipif(not GOLDEN.exists(), reason='golden files not at hand')
+def test_adaptive_weights_are_those_of_the_original_code():
+    rows = json.loads(GOLDEN.read_text())
+    assert len(rows) > 3
+    for r in rows:
+        assert adaptive_weights(r['plan_similarity_loss'], r['random_contrast_loss']) == pytest.approx((r['plan_similarity_weight'], r['random_contrast_weight']), abs=1e-9)

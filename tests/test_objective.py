@@ -1,0 +1,137 @@
+"The whole objective against a slow reference: one row, one reading, one token at a time."
+import pytest, torch
+from hypothesis import given, settings, strategies as st
+from torch.nn import functional as F
+from torch.testing import assert_close
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from interlat import objective as room
+from interlat.actor import ModelWithInsertedHiddenState
+from interlat.losses import KL_DIRECTIONS
+from interlat.objective import Objective
+from interlat.pack import ATTENTION
+
+PARTS = ('task', 'separation', 'alignment')
+
+
+def actor(family='qwen2', width=16, vocab=40, input_size=None, marks=(1, 2), **kw):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, vocab_size=vocab, hidden_size=width, intermediate_size=2*width, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+                                  initializer_range=.4, max_position_embeddings=128, pad_token_id=0, bos_token_id=None, eos_token_id=None, **kw)
+    a = ModelWithInsertedHiddenState(AutoModelForCausalLM.from_config(config), 99, width, 4, input_size, *marks).double().eval()
+    a.processor.adaptive_proj.output_scale.data.fill_(5.)
+    return a
+
+
+def batch(lengths, sizes, plans=None, width=16, vocab=40, seed=0):
+    "Conversations of `lengths` tokens with messages of `sizes` states and plans of `plans` tokens."
+    g = torch.Generator().manual_seed(seed)
+    n, m, p = (torch.tensor(x)[:, None] for x in (lengths, sizes, plans or sizes))
+    B, T, L, P = len(lengths), max(lengths), max(sizes), int(p.max())
+    ids, text = torch.randint(3, vocab, (B, T), generator=g), torch.arange(T) < n
+    at = torch.tensor([int(torch.randint(1, k-1, (1,), generator=g)) for k in lengths])
+    said = text & (torch.arange(T) >= at[:, None]) & ((torch.rand(B, T, generator=g) < .6) | (torch.arange(T) == n-1))
+    return dict(input_ids=ids, attention_mask=text.long(), insert_at=at, labels=torch.where(said, ids, -100), h=torch.randn(B, L, width, generator=g, dtype=torch.float64),
+                message_mask=torch.arange(L) < m, mix_ids=torch.randint(3, vocab, (B, L), generator=g), plan_ids=torch.randint(3, vocab, (B, P), generator=g),
+                plan_mask=torch.arange(P) < p, negative=(torch.arange(B)+1) % B)
+
+
+def slow(a, b, rates, direction='reverse', alpha=.3, beta=.7):
+    "Sums of the three losses, from probabilities in loops over rows and tokens."
+    embed, total = a.plan_embeds, [0., 0., 0.]
+    for i, r in enumerate(rates):
+        n, m, at, j = (int(x) for x in (b['attention_mask'][i].sum(), b['message_mask'][i].sum(), b['insert_at'][i], b['negative'][i]))
+        own, other = (a.embed_message(b['h'][k:k+1, :int(b['message_mask'][k].sum())])[0] for k in (i, j))
+        k, words = int(r*m + 1e-6), embed(b['mix_ids'][i, :m])
+        def read(block):
+            marks = [embed(torch.tensor([x])) if x is not None else words[:0] for x in (a.settings['bop_id'], a.settings['eop_id'])]
+            block, e = torch.cat([marks[0], block, marks[1]]), embed(b['input_ids'][i, :n])
+            z = a.base_model(inputs_embeds=torch.cat([e[:at], block, e[at:]])[None]).logits[0]
+            return [z[t-1 + (len(block) if t >= at else 0)] for t in range(n) if b['labels'][i, t] != -100]
+        told = read(embed(b['plan_ids'][i, :int(b['plan_mask'][i].sum())]))
+        right, wrong = (read(torch.cat([words[:k], x[k:]])) for x in (own, torch.stack([other[l % len(other)] for l in range(m)])))
+        for z, w, t, y in zip(right, wrong, told, [y for y in b['labels'][i].tolist() if y != -100]):
+            t = t.detach()
+            p, q, s = (x.softmax(-1) for x in (z, w, t))
+            def kl(u, v): return (u*(u.log() - v.log())).sum()
+            z, t = z - z.mean(), t - t.mean()
+            total[0] = total[0] - p[y].log()
+            total[1] = total[1] - (kl(p, (p+q)/2) + kl(q, (p+q)/2))/2
+            total[2] = total[2] + beta*(kl(p, s) if direction == 'reverse' else kl(s, p)) + alpha*(1 - z@t/(z.norm()*t.norm()))
+    return dict(zip(PARTS, total))
+
+
+def gradient(a, parts):
+    "Of the weighted sum, in all parameters."
+    a.zero_grad()
+    (parts['task'] + .7*parts['separation'] + .3*parts['alignment']).backward()
+    return {n: p.grad.clone() for n, p in a.named_parameters() if p.grad is not None}
+
+
+FAMILIES = dict(qwen2={}, llama={}, qwen3=dict(head_dim=8), mistral=dict(sliding_window=6))
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+@pytest.mark.parametrize('direction', KL_DIRECTIONS)
+def test_values_and_gradients_are_those_of_the_reference(family, direction):
+    a, b, rates = actor(family, **FAMILIES[family]), batch((14, 5, 9, 11), (7, 3, 1, 5), (4, 3, 2, 6)), torch.tensor([0., .5, 1., .7])
+    expected = slow(a, b, rates.tolist(), direction)
+    slopes = gradient(a, expected)
+    objective = Objective(a, kl_direction=direction)
+    assert (a.base_model.config._attn_implementation == ATTENTION) == (family != 'mistral')
+    found = objective(b, rates)
+    assert_close({k: found[k] for k in PARTS}, expected, atol=1e-5, rtol=0)
+    assert_close(gradient(a, found), slopes, atol=1e-5, rtol=1e-5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(2, 5).flatmap(lambda n: st.tuples(*[st.lists(st.integers(low, high), min_size=n, max_size=n) for low, high in ((3, 20), (1, 12), (1, 12), (0, 10))])), st.booleans())
+def test_random_batches_of_uneven_lengths(shape, marked):
+    lengths, sizes, plans, tenths = shape
+    a, b, rates = actor(marks=(1, 2) if marked else (None, None)), batch(lengths, sizes, plans, seed=sum(lengths)), torch.tensor(tenths)/10
+    expected = slow(a, b, [t/10 for t in tenths])
+    found = Objective(a)(b, rates)
+    assert_close({k: found[k] for k in PARTS}, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize('part', PARTS)
+def test_gradients_of_each_loss_are_finite_differences(part):
+    "In the message itself, through adapter, packed model and loss."
+    a, b = actor('gpt_neox', width=8, vocab=12), batch((6, 5), (3, 2), width=8, vocab=12) # its norms stay in float64
+    objective, real = Objective(a), b['message_mask'][..., None]
+    def loss(h): return objective(b | dict(h=torch.where(real, h, 0.)), torch.tensor([0., .5]))[part]
+    assert torch.autograd.gradcheck(loss, (b['h'].requires_grad_(),), eps=1e-6, atol=1e-5)
+
+
+def test_a_wrong_message_from_another_process_is_one_behind_the_batch():
+    a, b, rates = actor(), batch((9, 12), (4, 6)), torch.tensor([.2, .6])
+    objective = Objective(a)
+    more = torch.cat([b['h'], b['h'][[1]]])
+    away = b | dict(h=more, message_mask=torch.cat([b['message_mask'], b['message_mask'][[1]]]), negative=torch.tensor([2, 0]))
+    assert_close({k: objective(away, rates)[k] for k in PARTS}, {k: objective(b, rates)[k] for k in PARTS}, atol=1e-9, rtol=0)
+
+
+def test_no_gradient_through_the_wrong_message_where_none_is_wanted():
+    a, b, rates = actor(), batch((9, 12), (4, 6)), torch.zeros(2)
+    both, one = (gradient(a, Objective(a, mismatched_gradient=m)(b, rates)) for m in (True, False))
+    z, targets = room.read_states(a, b, Objective(a).messages(b, rates)[0])
+    with torch.no_grad(): plan, _ = room.read_states(a, b, [Objective(a).text(b)])
+    head = a.base_model.get_output_embeddings()
+    task, _, alignment = room.losses_by_token(z[0], z[1], plan[0], targets, head).sum(0)
+    with torch.no_grad(): still = head(z[1]).log_softmax(-1)
+    separation = -room.js_rows(head(z[0]).log_softmax(-1), still).sum()
+    assert_close(one, gradient(a, dict(task=task, separation=separation, alignment=alignment)), atol=1e-8, rtol=1e-6)
+    assert any(not torch.allclose(one[n], both[n], atol=1e-4) for n in one)
+
+
+def test_the_head_sees_supervised_positions_alone_and_a_slice_at_a_time(monkeypatch):
+    a, b = actor(), batch((14, 5, 9), (7, 3, 4))
+    seen, said = [], int((b['labels'] != -100).sum())
+    a.base_model.get_output_embeddings().register_forward_hook(lambda m, i, o: seen.append(o.shape[:-1].numel()))
+    objective = Objective(a)
+    whole = gradient(a, objective(b, torch.zeros(3)))
+    assert seen == [said]*3
+    seen.clear()
+    monkeypatch.setattr(room, 'SLICE', 4*40)
+    assert_close(gradient(a, objective(b, torch.zeros(3))), whole, atol=1e-10, rtol=1e-8)
+    assert max(seen) == 4 and len(seen) == 2*3*-(-said//4), 'forward, and once more in the backward pass'
