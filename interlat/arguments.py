@@ -45,7 +45,8 @@ def _from_file(parser, path):
     try:
         given = yaml.safe_load(check_file(path, 'argument file').read_text(encoding='utf-8'))
         if not isinstance(given, dict): raise InterlatError(f"{path} must hold names and values, found {given!r:.80}")
-        return parser.parse_dict({other.get(k, k): v for k,v in given.items()})
+        def word(k, v): return 'no' if v is False and k.endswith('_strategy') else v # which is how YAML reads a bare no
+        return parser.parse_dict({other.get(k, k): word(k, v) for k,v in given.items()})
     except InterlatError: raise
     except (ValueError, TypeError, AttributeError, yaml.YAMLError) as e: raise InterlatError(f"{path}: {e}") from e
 

@@ -53,7 +53,7 @@ def _lora(model):
     return next((getattr(m.lora_dropout['default'], 'p', 0.) for m in model.modules() if hasattr(m, 'lora_A')), None)
 
 # %% ../nbs/12a_memory.ipynb #7f3a6974
-_ARRAYS = 26 # float32 arrays of (S, V) that cross-entropy, separation and alignment hold at the peak of their backward pass
+_ARRAYS = 24 # float32 arrays of (S, V) that the losses of a slice hold at the peak of their backward pass
 
 def estimate_memory(
     model:nn.Module, # causal language model or actor, with what is trained marked as it will be; may be on the meta device

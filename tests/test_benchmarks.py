@@ -53,3 +53,10 @@ def test_store_against_nested_lists(capsys, tmp_path):
     result = json.loads((tmp_path/'store.json').read_text())
     assert [r['side'] for r in result['rows']] == ['store', 'nested'] and all(r['seconds'] > 0 and r['peak_mb'] >= 0 for r in result['rows'])
     assert 'faster' in capsys.readouterr().out
+
+
+def test_training_step_against_the_plain_one():
+    if not Path('/proc/self/clear_refs').exists(): pytest.skip('needs /proc')
+    result = script('train').measure(300, steps=2, turns=1)
+    assert [r['side'] for r in result['rows']] == ['plain', 'unpacked', 'packed'] and result['faster_packed'] > 0
+    assert max(r['loss'] for r in result['rows']) - min(r['loss'] for r in result['rows']) < 1e-3
