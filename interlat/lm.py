@@ -198,7 +198,7 @@ def plan_token_ids(
     token_ids:list[int], # L ids that the sender wrote; -1 where they are not known
     text:str, # the same as text, special tokens left out
 )->list[int]: # the plan as the actor's ids
-    "`token_ids` where `tokenizer` reads them as `text`, else `text` in the tokenizer's own ids."
+    "`token_ids` where `tokenizer` reads them as `text`, else `text` in the tokenizer's own ids, ended by its end token as the sender's were by theirs."
     known = 0 <= min(token_ids, default=0) and max(token_ids, default=0) < len(tokenizer)
     same = known and tokenizer.decode(token_ids, skip_special_tokens=True).strip() == text.strip()
-    return list(token_ids) if same else list(_ids(tokenizer, text.strip()))
+    return list(token_ids) if same else [*_ids(tokenizer, text.strip()), tokenizer.eos_token_id]

@@ -96,7 +96,7 @@ def test_plan_tokens():
     a, b = (train_tokenizer('qwen2', [t], vocab_size=300) for t in ('take mug 1 from desk 1', 'zebra'))
     ids = a('take mug 1').input_ids + [a.eos_token_id]
     assert plan_token_ids(a, ids, 'take mug 1') == ids
-    assert b.decode(plan_token_ids(b, ids, 'take mug 1')) == 'take mug 1'
-    assert plan_token_ids(a, [-1]*len(ids), 'take mug 1') == ids[:-1]
-    assert plan_token_ids(a, [*ids[:2], -1], 'take mug 1') == ids[:-1]
+    assert b.decode(plan_token_ids(b, ids, 'take mug 1')) == 'take mug 1' + b.eos_token
+    assert plan_token_ids(a, [-1]*len(ids), 'take mug 1') == ids
+    assert plan_token_ids(a, [*ids[:2], -1], 'take mug 1') == ids
     assert plan_token_ids(a, [], '') == []
