@@ -163,12 +163,11 @@ TRAINED = 'trained.safetensors' # in a checkpoint with frozen weights: those tha
 class ActorTrainer(Trainer):
     "Hugging Face's `Trainer` for an `Objective`; its log has each part of the loss, its checkpoints are actors."
     def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, compute_metrics=lambda found: dict(loss=found.predictions.mean()), **kwargs)
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True # `compute_loss` divides by the tokens of the whole step
         self.sums, self.latest = {}, {}
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        if not model.training: return self.held_out_loss(model(inputs))
         latent = self.args.channel == 'latent'
         parts = model(self.with_negatives(inputs) if latent else inputs, self.rates(inputs['task']))
         tokens = parts.pop('tokens')
@@ -188,8 +187,10 @@ class ActorTrainer(Trainer):
         try: return super().get_eval_dataloader(eval_dataset)
         finally: self.args.dataloader_drop_last = drop
 
-    def held_out_loss(self, losses): # as `evaluate` wants it: the cross-entropy of the batch, and no outputs
-        return losses['none' if self.args.channel == 'none' else 'right'].mean(), {}
+    def prediction_step(self, model, inputs, *args, **kwargs): # (no loss, predictions, labels), of which `evaluate` drops the rows that only fill the last batches of several processes
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(): losses = model(inputs)
+        return None, losses['none' if self.args.channel == 'none' else 'right'], inputs['task']
 
     def rates(self, task):
         "(B,) the curriculum's rate of each row."

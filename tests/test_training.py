@@ -66,7 +66,7 @@ def test_killed_and_started_again_it_ends_with_the_same_weights(world, tmp_path)
 
 def test_two_processes_give_the_curve_of_one(world, tmp_path):
     "The same rows, rates and wrong messages, whose senders sit in the other process; dropout alone would differ."
-    one, two = (flags(world, tmp_path/name, per_device_train_batch_size=size, adapter_dropout=0) for name, size in (('one', 4), ('two', 2)))
+    one, two = (flags(world, tmp_path/name, per_device_train_batch_size=size, adapter_dropout=0, validation_split=.25) for name, size in (('one', 4), ('two', 2)))
     assert subprocess.run([sys.executable, *TRAIN, *one], env=environment(), capture_output=True).returncode == 0
     script = tmp_path/'train.py'
     script.write_text("import os; assert os.environ['WORLD_SIZE'] == '2'\nfrom interlat.cli import main_train\nmain_train()\n")
@@ -75,7 +75,7 @@ def test_two_processes_give_the_curve_of_one(world, tmp_path):
     assert pair.returncode == 0, pair.stderr[-2000:]
     assert pair.stdout.count('saved in') == 1
     curves = [pd.read_csv(tmp_path/name/'log.csv').pivot_table(index='step', columns='part', values='value')
-              [['loss', 'task', 'separation', 'alignment', 'content_gain', 'separation_weight', 'learning_rate']] for name in ('one', 'two')]
+              [['loss', 'eval_loss', 'task', 'separation', 'alignment', 'content_gain', 'separation_weight', 'learning_rate']] for name in ('one', 'two')]
     assert len(curves[0]) == 7
     pd.testing.assert_frame_equal(*curves, atol=1e-5, rtol=1e-4)
     assert_close(weights(tmp_path/'two'), weights(tmp_path/'one'), atol=1e-4, rtol=0)
