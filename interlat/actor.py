@@ -13,6 +13,7 @@ from pickle import UnpicklingError
 from typing import NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import nn, Tensor
 from torch.nn import functional as F
@@ -214,7 +215,7 @@ class ModelWithInsertedHiddenState(nn.Module):
         device = resolve_device(device)
         settings, state = read_adapter(folder)
         try: base = AutoModelForCausalLM.from_pretrained(folder, dtype=resolve_dtype(dtype, device)).to(device)
-        except (OSError, ValueError) as e: raise InterlatError(f"cannot load the base model in {folder}: {_one_line(e)}") from e
+        except (OSError, ValueError, SafetensorError) as e: raise InterlatError(f"cannot load the base model in {folder}: {_one_line(e)}") from e
         actor = cls(base, **{**settings, **changes})
         try: actor.processor.load_state_dict(state)
         except RuntimeError as e: raise InterlatError(f"the adapter in {folder} does not fit its settings: {_one_line(e)}") from e
@@ -252,12 +253,15 @@ def _json(path):
 def read_adapter(
     folder:str|Path, # checkpoint folder
 )->tuple[dict,dict]: # settings for the constructor, adapter's parameters by name
-    "The adapter of a checkpoint, ours or the original code's. Raises `InterlatError` if a file is missing or unsafe."
+    "The adapter of a checkpoint, ours or the original code's. Raises `InterlatError` if a file is missing, damaged or unsafe."
     folder = check_file(folder, 'actor checkpoint')
     if (folder/'interlat_config.json').exists():
-        return _json(folder/'interlat_config.json'), load_file(check_file(folder/'adapter.safetensors', 'adapter'))
+        try: return _json(folder/'interlat_config.json'), load_file(check_file(folder/'adapter.safetensors', 'adapter'))
+        except SafetensorError as e: raise InterlatError(f"{folder}/adapter.safetensors is damaged: {_one_line(e)}; put a good copy in its place") from e
     c = _json(check_file(folder/'prepended_config.json', 'actor settings', 'this folder holds no actor'))
     try: state = torch.load(check_file(folder/'hidden_mha_state.pt', 'adapter'), map_location='cpu', weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError) as e: raise InterlatError(f'{folder}/hidden_mha_state.pt is not a file of tensors, so it is not opened') from e
-    settings = dict(prepended_length=c['prepended_length'], hidden_size=c['hidden_size'], num_heads=c['mha_num_heads'])
-    return settings, {f'{part}.{k}': v for part in ('hidden_mha', 'pre_ln', 'post_ln', 'adaptive_proj') for k,v in state[part].items()}
+    try:
+        settings = dict(prepended_length=c['prepended_length'], hidden_size=c['hidden_size'], num_heads=c['mha_num_heads'])
+        return settings, {f'{part}.{k}': v for part in ('hidden_mha', 'pre_ln', 'post_ln', 'adaptive_proj') for k,v in state[part].items()}
+    except KeyError as e: raise InterlatError(f"the actor in {folder} lacks {e}, which the original code writes; it is of another kind, or damaged") from e

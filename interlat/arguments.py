@@ -34,7 +34,7 @@ def parse(
     if len(argv) == 1 and Path(argv[0]).suffix in ('.yaml', '.json'): return _from_file(parser, argv[0])
     try: *parsed, rest = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
     except InterlatError: raise
-    except ValueError as e: parser.error(str(e))
+    except (ValueError, ImportError, OSError) as e: parser.error(str(e)) # the last two: a package or a file that a flag needs
     if rest: parser.error(f"unknown arguments: {' '.join(rest)}")
     return tuple(parsed)
 
@@ -48,7 +48,7 @@ def _from_file(parser, path):
         def word(k, v): return 'no' if v is False and k.endswith('_strategy') else v # which is how YAML reads a bare no
         return parser.parse_dict({other.get(k, k): word(k, v) for k,v in given.items()})
     except InterlatError: raise
-    except (ValueError, TypeError, AttributeError, yaml.YAMLError) as e: raise InterlatError(f"{path}: {e}") from e
+    except (ValueError, TypeError, AttributeError, ImportError, OSError, yaml.YAMLError) as e: raise InterlatError(f"{path}: {e}") from e
 
 # %% ../nbs/20b_arguments.ipynb #c2cdfd08
 def command(

@@ -79,12 +79,13 @@ def load_lm(
     device:str='auto', # 'auto', 'cpu', 'cuda', ...
 )->tuple: # (model in eval mode, tokenizer)
     "A causal language model and its tokenizer. Raises `InterlatError` where there is none to load."
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     tok, (src, kw) = load_tokenizer(name), _source(name)
     device = resolve_device(device)
     if kw: kw |= _unpacked()
     try: model = AutoModelForCausalLM.from_pretrained(src, dtype=resolve_dtype(dtype, device), **kw)
-    except (OSError, ValueError, ImportError) as e: raise InterlatError(f"cannot load the model {name}: {_first_line(e)}") from e
+    except (OSError, ValueError, ImportError, SafetensorError) as e: raise InterlatError(f"cannot load the model {name}: {_first_line(e)}") from e
     return _plain(model).to(device).eval() if kw else model.to(device).eval(), tok
 
 # %% ../nbs/06_lm.ipynb #26a6a7b8

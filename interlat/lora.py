@@ -37,7 +37,13 @@ def trainable_state(
     module:nn.Module, # model that is trained, wholly or in part
 )->dict[str,Tensor]: # parameters by name, not copied
     "The parameters of `module` that an optimizer changes; `load_state_dict(…, strict=False)` puts them back."
-    return {n: p.detach() for n,p in module.named_parameters() if p.requires_grad}
+    return {_plain(n): p.detach() for n,p in module.named_parameters() if p.requires_grad}
+
+_WRAPPERS = ('_fsdp_wrapped_module', '_checkpoint_wrapped_module', '_orig_mod')
+
+def _plain(name):
+    "A name without those of the wrappers that FSDP, checkpointing and compilation put around a layer: they are not in a gathered state."
+    return '.'.join(part for part in name.split('.') if part not in _WRAPPERS)
 
 # %% ../nbs/09b_lora.ipynb #8e85c58b
 def _merged(layer, state, name):
@@ -51,6 +57,6 @@ def merged_state(
     state:dict[str,Tensor], # all of its tensors by name
 )->dict[str,Tensor]: # tensors by the names they have without LoRA
     "A model's tensors with the LoRA matrices added in; those of other layers are not copied."
-    layers = {n: m for n,m in lm.named_modules() if hasattr(m, 'lora_A')}
+    layers = {_plain(n): m for n,m in lm.named_modules() if hasattr(m, 'lora_A')}
     plain = {k.replace('.base_layer.', '.') if k.rpartition('.base_layer.')[0] in layers else k: v for k,v in state.items() if '.lora_' not in k}
     return plain | {f'{n}.weight': _merged(m, state, n) for n,m in layers.items()}

@@ -112,9 +112,9 @@ class Objective(nn.Module):
 
     def messages(self, batch, rates):
         "The blocks of the right and, where `negative` says whose, the wrong messages; and how many first positions of a row's blocks are the same."
-        h = self.actor.embed_message(batch['h'], batch['message_mask'])
-        mask, n = batch['message_mask'][:,:h.shape[1]], len(rates)
-        own, words, read = mask[:n], self.actor.plan_embeds(batch['mix_ids'][:,:h.shape[1]]), [h[:n]]
+        h, n = self.actor.embed_message(batch['h'], batch['message_mask']), len(rates)
+        mask, words = batch['message_mask'][:,:h.shape[1]], self.actor.plan_embeds(batch['mix_ids'][:,:h.shape[1]])
+        own, read = mask[:n,:words.shape[1]], [h[:n,:words.shape[1]]] # a message from another process may be longer than all of these
         if 'negative' in batch: read.append(resample_length(h[batch['negative']], mask[batch['negative']], own))
         n_words, begin = words_in(own, rates), self.actor.settings['bop_id'] is not None
         n_same = torch.where(n_words < own.sum(1), n_words + begin, torch.iinfo(torch.long).max)

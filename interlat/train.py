@@ -31,7 +31,7 @@ from .watch import *
 
 # %% ../nbs/13_train.ipynb #526bd0f1
 class ActorDataset(Dataset):
-    "Experts' conversations, each with its message. Raises `InterlatError` for a task without turns or message, or over-long ones."
+    "Experts' conversations, each with its message. Raises `InterlatError` for a task without turns or message, an empty message, or an over-long conversation."
     def __init__(self,
         tasks:list[Task], # with expert turns
         tokenizer, # the actor's
@@ -46,7 +46,7 @@ class ActorDataset(Dataset):
             chat = encode_chat(tokenizer, t.turns)
             if len(chat) > max_length: raise InterlatError(f"conversation {t.task_id} has {len(chat)} tokens, more than max_length {max_length}; raise it or drop the task")
             self.rows.append(dict(task_id=t.task_id, task=number[t.task_id], kind=kind[t.task_type], input_ids=chat.input_ids, labels=chat.labels, insert_at=chat.insert_at))
-            if store is not None: self.rows[-1]['plan_ids'] = plan_token_ids(tokenizer, store[t.task_id].token_ids, store[t.task_id].text)
+            if store is not None: self.rows[-1]['plan_ids'] = _plan_ids(tokenizer, store[t.task_id])
 
     def message(self, task): return self.store[self.task_ids[task]].h # (L, D) of the task of this number
 
@@ -63,6 +63,13 @@ def _check_tasks(tasks, store):
     if silent: raise InterlatError(f"{len(silent)} tasks have no expert turns, {silent[0]} the first; training needs a conversation to imitate")
     missing = [t.task_id for t in tasks if store is not None and t.task_id not in store]
     if missing: raise InterlatError(f"{len(missing)} of {len(tasks)} tasks have no message in the store, {missing[0]} the first; collect them first")
+
+def _plan_ids(tokenizer, message):
+    "The plan of a message in the actor's ids. Raises `InterlatError` if there is none, or no state."
+    ids = plan_token_ids(tokenizer, message.token_ids, message.text)
+    if not (ids and len(message)): raise InterlatError(f"the message for task {message.task_id!r} has {len(message)} states and a plan of {len(ids)} tokens; "
+                                                       "an empty one teaches nothing: collect it again, or drop the task")
+    return ids
 
 # %% ../nbs/13_train.ipynb #58aa6b74
 def pad_ids(
@@ -156,12 +163,11 @@ TRAINED = 'trained.safetensors' # in a checkpoint with frozen weights: those tha
 class ActorTrainer(Trainer):
     "Hugging Face's `Trainer` for an `Objective`; its log has each part of the loss, its checkpoints are actors."
     def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, compute_metrics=lambda found: dict(loss=found.predictions.mean()), **kwargs)
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True # `compute_loss` divides by the tokens of the whole step
         self.sums, self.latest = {}, {}
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        if not model.training: return self.held_out_loss(model(inputs))
         latent = self.args.channel == 'latent'
         parts = model(self.with_negatives(inputs) if latent else inputs, self.rates(inputs['task']))
         tokens = parts.pop('tokens')
@@ -181,13 +187,15 @@ class ActorTrainer(Trainer):
         try: return super().get_eval_dataloader(eval_dataset)
         finally: self.args.dataloader_drop_last = drop
 
-    def held_out_loss(self, losses): # as `evaluate` wants it: the cross-entropy of the batch, and no outputs
-        return losses['none' if self.args.channel == 'none' else 'right'].mean(), {}
+    def prediction_step(self, model, inputs, *args, **kwargs): # (no loss, predictions, labels), of which `evaluate` drops the rows that only fill the last batches of several processes
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(): losses = model(inputs)
+        return None, losses['none' if self.args.channel == 'none' else 'right'], inputs['task']
 
     def rates(self, task):
         "(B,) the curriculum's rate of each row."
         def rate(t): return sample_rates(1, torch.Generator().manual_seed(derive_seed(self.args.seed, 'curriculum', self.state.global_step, t)), self.args.pure_latents)
-        return torch.cat([rate(t) for t in task.tolist()]).to(task.device)
+        return torch.cat([rate(t) for t in task.tolist()]).float().to(task.device) # float: mps has no float64
 
     def loss_weights(self, parts, tokens):
         "λ_S and λ_A at this step."
@@ -239,6 +247,10 @@ class ActorTrainer(Trainer):
         dtype = str(model.actor.base_model.dtype).removeprefix('torch.')
         model.actor.load_state_dict(type(model.actor).from_pretrained(folder, dtype, 'cpu').state_dict())
 
+    def _load_best_model(self): # Trainer's looks for the names of a model of its own, finds none, and leaves the last weights in place
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled: return super()._load_best_model()
+        self._load_from_checkpoint(self.state.best_model_checkpoint)
+
 # %% ../nbs/13_train.ipynb #a144a2cb
 class Bar(ProgressCallback):
     "Trainer's progress bar, without the numbers that it prints in between."
@@ -278,6 +290,8 @@ def check_training(
     size = args.per_device_train_batch_size*args.world_size
     if len(train) < size: raise InterlatError(f"{len(train)} tasks do not fill one batch of {size}; lower per_device_train_batch_size" + (" or validation_split" if held_out else ''))
     if args.channel == 'latent' and size < 2: raise InterlatError("a batch of 1 has no wrong message; use a per_device_train_batch_size of 2 or more, or more processes")
+    if args.channel == 'latent' and not args.dataloader_drop_last and args.world_size == 1 and len(train) % size == 1:
+        raise InterlatError(f"{len(train)} tasks in batches of {size} leave a last batch of 1, which has no wrong message; use dataloader_drop_last, or another per_device_train_batch_size")
 
 PROBED = 32 # conversations that the callback measures on
 

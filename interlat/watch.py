@@ -22,7 +22,7 @@ def gains(
 
 # %% ../nbs/12d_watch.ipynb #42fd20c2
 class ContentGain(TrainerCallback):
-    "Measures both gains on a held-out batch, logs them, and warns once if the right message is no better than a wrong one."
+    "Measures both gains on a held-out batch, logs them, and warns once, in the first process, if the right message is no better than a wrong one."
     def __init__(self,
         batch:dict, # held-out conversations with messages and `negative`, for `Objective`
         steps:int, # how often to measure; the first time is before training
@@ -39,12 +39,12 @@ class ContentGain(TrainerCallback):
 
     def measure(self, model, state, control):
         training = model.training
-        found = {k: v.double().cpu() for k,v in gains(model.eval()({k: v.to(next(model.parameters()).device) for k,v in self.batch.items()})).items()}
+        found = {k: v.cpu().double() for k,v in gains(model.eval()({k: v.to(next(model.parameters()).device) for k,v in self.batch.items()})).items()}
         model.train(training)
         due = control.should_log # a log of ours must not stand for the one of the losses
         self.log({k: v.mean().item() for k,v in found.items()})
         control.should_log = due
-        self.judge(found['content_gain'], state.global_step, state.max_steps//2 if self.patience is None else self.patience)
+        if state.is_world_process_zero: self.judge(found['content_gain'], state.global_step, state.max_steps//2 if self.patience is None else self.patience)
 
     def judge(self, gain, step, patience):
         p = ttest_1samp(gain, 0, alternative='greater').pvalue

@@ -150,6 +150,22 @@ def test_broken_checkpoints_are_one_line(tmp_path):
     assert 'hidden_size is 40, but the embeddings of Qwen2ForCausalLM have width 48' in message(d)
 
 
+def test_damaged_checkpoints_are_one_line(tmp_path):
+    a = actor()
+    def message(folder):
+        with pytest.raises(InterlatError) as e: ModelWithInsertedHiddenState.from_pretrained(folder, device='cpu')
+        assert '\n' not in str(e.value)
+        return str(e.value)
+    for name, said in (('adapter.safetensors', 'adapter.safetensors is damaged'), ('model.safetensors', 'cannot load the base model')):
+        path = a.save_pretrained(tmp_path/name)/name
+        path.write_bytes(path.read_bytes()[:-100])
+        assert said in message(path.parent)
+    (tmp_path/name/'interlat_config.json').unlink()
+    (tmp_path/name/'prepended_config.json').write_text('{"hidden_size": 32}')
+    torch.save({}, tmp_path/name/'hidden_mha_state.pt')
+    assert "lacks 'prepended_length'" in message(tmp_path/name)
+
+
 def with_lora(**kw):
     "An actor whose LoRA layers already do something."
     a, g = actor(**kw), torch.Generator().manual_seed(0)

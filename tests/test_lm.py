@@ -100,3 +100,11 @@ def test_plan_tokens():
     assert plan_token_ids(a, [-1]*len(ids), 'take mug 1') == ids
     assert plan_token_ids(a, [*ids[:2], -1], 'take mug 1') == ids
     assert plan_token_ids(a, [], '') == []
+
+
+def test_damaged_weights_are_one_line(tok, tmp_path):
+    tiny_lm('tiny-qwen2', tok, num_hidden_layers=1, hidden_size=32, intermediate_size=64).save_pretrained(tmp_path)
+    tok.save_pretrained(tmp_path)
+    (tmp_path/'model.safetensors').write_bytes((tmp_path/'model.safetensors').read_bytes()[:-100])
+    with pytest.raises(InterlatError, match='cannot load the model') as e: load_lm(tmp_path, device='cpu')
+    assert '\n' not in str(e.value)

@@ -103,12 +103,14 @@ def test_gradients_of_each_loss_are_finite_differences(part):
     assert torch.autograd.gradcheck(loss, (b['h'].requires_grad_(),), eps=1e-6, atol=1e-5)
 
 
-def test_a_wrong_message_from_another_process_is_one_behind_the_batch():
-    a, b, rates = actor(), batch((9, 12), (4, 6)), torch.tensor([.2, .6])
-    objective = Objective(a)
-    more = torch.cat([b['h'], b['h'][[1]]])
-    away = b | dict(h=more, message_mask=torch.cat([b['message_mask'], b['message_mask'][[1]]]), negative=torch.tensor([2, 0]))
-    assert_close({k: objective(away, rates)[k] for k in PARTS}, {k: objective(b, rates)[k] for k in PARTS}, atol=1e-9, rtol=0)
+@pytest.mark.parametrize('longest', [6, 11], ids=['as long as the batch', 'longer'])
+def test_a_wrong_message_from_another_process_is_one_behind_the_batch(longest):
+    a, b, rates = actor(), batch((9, 12, 7), (4, 6, longest)), torch.tensor([.2, .6, .5])
+    objective, first = Objective(a), {k: v[:2] for k, v in b.items()}
+    own = int(first['message_mask'].sum(1).max())
+    away = first | dict(h=b['h'], message_mask=b['message_mask'], mix_ids=first['mix_ids'][:, :own], negative=torch.tensor([2, 0]))
+    here = slow(a, b | dict(negative=torch.tensor([2, 0, 0])), rates[:2].tolist())
+    assert_close({k: objective(away, rates[:2])[k] for k in PARTS}, here, atol=1e-5, rtol=0)
 
 
 def test_no_gradient_through_the_wrong_message_where_none_is_wanted():

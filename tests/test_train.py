@@ -141,7 +141,7 @@ def test_text_channel_trains_on_the_plans_tokens(scene, tmp_path):
 def test_a_store_of_another_width_is_refused(scene, tmp_path):
     games, tok, actor, store = scene
     wide = cast.actor(cast.lm(tok, hidden_size=64), tok)
-    with pytest.raises(InterlatError, match='width 32, wanted width 64'): train_actor(wide, tok, games, store, settings(tmp_path))
+    with pytest.raises(InterlatError, match='has states of width 32, the actor reads width 64'): train_actor(wide, tok, games, store, settings(tmp_path))
 
 
 def test_an_interrupted_training_ends_with_the_same_weights(scene, tmp_path):
@@ -153,6 +153,22 @@ def test_an_interrupted_training_ends_with_the_same_weights(scene, tmp_path):
     whole = trained(tmp_path/'run')
     shutil.rmtree(tmp_path/'run'/'checkpoint-4')
     assert_close(trained(tmp_path/'run', resume=True), whole, atol=1e-6, rtol=0)
+
+
+def test_the_best_checkpoint_is_what_is_left_where_that_is_wanted(scene, tmp_path):
+    games, tok, actor, store = scene
+    a = copy.deepcopy(actor)
+    train_actor(a, tok, games, store, settings(tmp_path, max_steps=3, validation_split=.25, probe_steps=0, eval_strategy='steps', eval_steps=1, save_strategy='steps', save_steps=1,
+                                               load_best_model_at_end=True, metric_for_best_model='loss', greater_is_better=True, save_total_limit=None))
+    first, last = (type(actor).from_pretrained(tmp_path/f'checkpoint-{n}', device='cpu').state_dict() for n in (1, 3))
+    assert not torch.equal(first['processor.pre_ln.weight'], last['processor.pre_ln.weight'])
+    assert_close(a.state_dict(), first, atol=0, rtol=0)
+
+
+def test_a_last_batch_of_one_is_refused_at_once(scene, tmp_path):
+    games, tok, actor, store = scene
+    with pytest.raises(InterlatError, match='7 tasks in batches of 3 leave a last batch of 1'):
+        train_actor(actor, tok, games[:7], store, settings(tmp_path, per_device_train_batch_size=3, dataloader_drop_last=False))
 
 
 def slow_rows(actor, batch, i, block):

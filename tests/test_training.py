@@ -1,18 +1,21 @@
 "`interlat-train` as a process: killed and started again, on two processes, with LoRA, bfloat16 and checkpointing, and from another's data."
 import os, shutil, signal, subprocess, sys, time
+from types import SimpleNamespace
 
-import cast, pandas as pd, pytest, torch
+import cast, datasets, pandas as pd, pytest, torch
 from notebooks import ROOT
 from safetensors.torch import load_file
 from torch.testing import assert_close
+from transformers.integrations import deepspeed
 
 from interlat.actor import ModelWithInsertedHiddenState
 from interlat.collect import collect
 from interlat.core import InterlatError
+from interlat.exchange import export_messages
 from interlat.message import MessageStore
 from interlat.recipe import ActorConfig
 from interlat.train import ActorArguments, last_checkpoint
-from interlat.training import TrainingData, train_from
+from interlat.training import TrainingData, open_messages, train_from, whole_weights
 
 TRAIN = ['-c', "import sys; sys.argv[0] = 'interlat-train'; from interlat.cli import main_train; main_train()"]
 
@@ -63,7 +66,7 @@ def test_killed_and_started_again_it_ends_with_the_same_weights(world, tmp_path)
 
 def test_two_processes_give_the_curve_of_one(world, tmp_path):
     "The same rows, rates and wrong messages, whose senders sit in the other process; dropout alone would differ."
-    one, two = (flags(world, tmp_path/name, per_device_train_batch_size=size, adapter_dropout=0) for name, size in (('one', 4), ('two', 2)))
+    one, two = (flags(world, tmp_path/name, per_device_train_batch_size=size, adapter_dropout=0, validation_split=.25) for name, size in (('one', 4), ('two', 2)))
     assert subprocess.run([sys.executable, *TRAIN, *one], env=environment(), capture_output=True).returncode == 0
     script = tmp_path/'train.py'
     script.write_text("import os; assert os.environ['WORLD_SIZE'] == '2'\nfrom interlat.cli import main_train\nmain_train()\n")
@@ -72,7 +75,7 @@ def test_two_processes_give_the_curve_of_one(world, tmp_path):
     assert pair.returncode == 0, pair.stderr[-2000:]
     assert pair.stdout.count('saved in') == 1
     curves = [pd.read_csv(tmp_path/name/'log.csv').pivot_table(index='step', columns='part', values='value')
-              [['loss', 'task', 'separation', 'alignment', 'content_gain', 'separation_weight', 'learning_rate']] for name in ('one', 'two')]
+              [['loss', 'eval_loss', 'task', 'separation', 'alignment', 'content_gain', 'separation_weight', 'learning_rate']] for name in ('one', 'two')]
     assert len(curves[0]) == 7
     pd.testing.assert_frame_equal(*curves, atol=1e-5, rtol=1e-4)
     assert_close(weights(tmp_path/'two'), weights(tmp_path/'one'), atol=1e-4, rtol=0)
@@ -142,3 +145,27 @@ def test_what_does_not_fit_is_said_before_anything_is_loaded(world, tmp_path):
     line('states of width 48 cannot be read by a model of width 32 without', dict(hidden_data_path=str(tmp_path/'wide')),
          dict(model_name_or_path=str(world/'lm'), adapter=False), per_device_train_batch_size=4)
     assert not (tmp_path/'out').exists()
+
+
+@pytest.mark.parametrize('kept', ['dictionary', 'parquet'])
+def test_messages_in_any_folder_that_holds_a_data_set(world, tmp_path, kept):
+    store = MessageStore(world/'store')
+    export_messages(store, tmp_path/'parquet'/'data'/'train-0.parquet')
+    datasets.DatasetDict(train=datasets.Dataset.from_parquet(str(tmp_path/'parquet'/'data'/'train-0.parquet'), cache_dir=str(tmp_path/'cache'))).save_to_disk(str(tmp_path/'dictionary'))
+    found = open_messages(tmp_path/kept, tmp_path/'into')
+    assert set(found.task_ids()) == set(store.task_ids()) and all(torch.equal(found[t].h, store[t].h) for t in store.task_ids())
+
+
+def test_weights_are_loaded_whole_whatever_shares_them_out_later(monkeypatch):
+    "A stand-in for DeepSpeed's settings, as the package is not here."
+    def zero(**kw):
+        ds = SimpleNamespace(config=dict(zero_optimization=kw), is_zero3=lambda: kw['stage'] == 3)
+        monkeypatch.setattr(deepspeed, '_hf_deepspeed_config_weak_ref', lambda: ds)
+    monkeypatch.setenv('FSDP_CPU_RAM_EFFICIENT_LOADING', 'true')
+    zero(stage=3, stage3_gather_16bit_weights_on_model_save=True)
+    with pytest.raises(ZeroDivisionError), whole_weights():
+        assert not deepspeed.is_deepspeed_zero3_enabled() and 'FSDP_CPU_RAM_EFFICIENT_LOADING' not in os.environ
+        raise ZeroDivisionError
+    assert deepspeed.is_deepspeed_zero3_enabled() and os.environ['FSDP_CPU_RAM_EFFICIENT_LOADING'] == 'true'
+    zero(stage=3)
+    with pytest.raises(InterlatError, match='cannot be saved without stage3_gather_16bit'), whole_weights(): pass
