@@ -80,20 +80,22 @@ class HiddenStateProcessor(nn.Module):
 @torch.no_grad()
 def fit_projector(
     processor:HiddenStateProcessor, # with an input projector, which is changed in place
-    states:Tensor, # (N, D) sender's states
-    embeds:Tensor, # (N, E) the actor's embeddings of the tokens that were written from them
+    pairs, # iterable of (states (L, D), embeddings (L, E)): a message's states, and the actor's embeddings of the tokens that were written from them
     ridge:float=.01, # strength of the regression's penalty, in units of the states' mean variance
 )->float: # R², the part of the embeddings' variance that the states explain
     "Let the input projector begin as the ridge regression of embeddings on states. Raises `InterlatError` where there is no projector."
     if processor.input_proj is None: raise InterlatError(f"states of the actor's own width {processor.input_size} need no projector")
-    x, y = states.double().cpu(), embeds.double().cpu()
-    mean_x, mean_y = x.mean(0), y.mean(0)
-    x, y = x - mean_x, y - mean_y
-    gram = x.T @ x
-    weight = torch.linalg.solve(gram + ridge*gram.diagonal().mean()*torch.eye(len(gram), dtype=gram.dtype), x.T @ y)
+    n = xx = xy = yy = 0 # sums over states; the 1 in front of each state makes the last row and column their means
+    for x, y in pairs:
+        x, y = nn.functional.pad(x.double().cpu(), (0, 1), value=1.), y.double().cpu()
+        n, xx, xy, yy = n + len(x), xx + x.T @ x, xy + x.T @ y, yy + y.pow(2).sum(0)
+    (gram, mean_x), (cross, mean_y) = (xx[:-1,:-1], xx[-1,:-1]/n), (xy[:-1], xy[-1]/n)
+    gram, cross = gram - n*mean_x.outer(mean_x), cross - n*mean_x.outer(mean_y)
+    weight = torch.linalg.solve(gram + ridge*gram.diagonal().mean()*torch.eye(len(gram), dtype=gram.dtype), cross)
     processor.input_proj.weight.copy_(weight.T)
     processor.input_proj.bias.copy_(mean_y - mean_x @ weight)
-    return 1 - ((x @ weight - y).pow(2).sum() / y.pow(2).sum()).item()
+    left = yy.sum() - n*mean_y.pow(2).sum() # variance of the embeddings, then of what the states leave of it
+    return 1 - ((left - 2*(weight*cross).sum() + (weight*(gram @ weight)).sum())/left).item()
 
 # %% ../nbs/09_adapter.ipynb #ac312f00
 class NoAdapter(nn.Module):

@@ -107,11 +107,11 @@ def plan_pairs(
     actor:ModelWithInsertedHiddenState, # whose embeddings are wanted
     tokenizer, # the actor's
     store:MessageStore, # messages
-)->tuple: # states (N, D) and the embeddings (N, E) of the tokens that were written from them
-    "States and the actor's words for them, position by position: `align_plan`, where tokenizers differ."
-    messages = [store[t] for t in store.task_ids()[:FITTED]]
-    ids = [align_plan(plan_token_ids(tokenizer, m.token_ids, m.text), len(m)) for m in messages]
-    return torch.cat([m.h.float() for m in messages]), actor.plan_embeds(torch.tensor(sum(ids, []), device=actor.base_model.device)).detach()
+): # yields states (L, D) and embeddings (L, E)
+    "The states of messages and the actor's words for them, position by position: `align_plan`, where tokenizers differ."
+    for m in (store[t] for t in store.task_ids()[:FITTED]):
+        ids = torch.tensor(align_plan(plan_token_ids(tokenizer, m.token_ids, m.text), len(m)), device=actor.base_model.device)
+        yield m.h, actor.plan_embeds(ids).detach()
 
 def actor_for(
     store:MessageStore|None, # whose messages it will read; None: nobody's
@@ -121,7 +121,7 @@ def actor_for(
     "`new_actor` for a store's messages: it has their width, and a new projector begins from them. Raises `InterlatError` as `new_actor` does."
     actor, tokenizer = new_actor(model_name_or_path, **{**dict(input_size=store and store.width), **settings})
     new = not _is_actor(model_name_or_path) and getattr(actor.processor, 'input_proj', None) is not None
-    if store is not None and new and settings.get('projector', 'ridge') == 'ridge': fit_projector(actor.processor, *plan_pairs(actor, tokenizer, store))
+    if store is not None and new and settings.get('projector', 'ridge') == 'ridge': fit_projector(actor.processor, plan_pairs(actor, tokenizer, store))
     return actor, tokenizer
 
 # %% ../nbs/13c_recipe.ipynb #47349dc6
