@@ -33,11 +33,13 @@ def add_lora(
     lm.train(lm.training) # the new dropout begins in training mode
 
 # %% ../nbs/09b_lora.ipynb #cc1adff1
+def _plain(name): return name.replace('_checkpoint_wrapped_module.', '') # as it was before FSDP's activation checkpointing wrapped the layers
+
 def trainable_state(
     module:nn.Module, # model that is trained, wholly or in part
 )->dict[str,Tensor]: # parameters by name, not copied
     "The parameters of `module` that an optimizer changes; `load_state_dict(…, strict=False)` puts them back."
-    return {n: p.detach() for n,p in module.named_parameters() if p.requires_grad}
+    return {_plain(n): p.detach() for n,p in module.named_parameters() if p.requires_grad}
 
 # %% ../nbs/09b_lora.ipynb #8e85c58b
 def _merged(layer, state, name):
@@ -51,6 +53,6 @@ def merged_state(
     state:dict[str,Tensor], # all of its tensors by name
 )->dict[str,Tensor]: # tensors by the names they have without LoRA
     "A model's tensors with the LoRA matrices added in; those of other layers are not copied."
-    layers = {n: m for n,m in lm.named_modules() if hasattr(m, 'lora_A')}
+    layers = {_plain(n): m for n,m in lm.named_modules() if hasattr(m, 'lora_A')}
     plain = {k.replace('.base_layer.', '.') if k.rpartition('.base_layer.')[0] in layers else k: v for k,v in state.items() if '.lora_' not in k}
     return plain | {f'{n}.weight': _merged(m, state, n) for n,m in layers.items()}

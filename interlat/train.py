@@ -8,9 +8,10 @@ __all__ = ['TRAINED', 'PROBED', 'ActorDataset', 'pad_ids', 'align_plan', 'ActorC
            'tidy_log']
 
 # %% ../nbs/13_train.ipynb #f0e1f0ea
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
-import json
+import json, os
 
 import pandas as pd
 import torch
@@ -147,8 +148,12 @@ class ActorArguments(TrainingArguments):
             if getattr(self, f'{name}_start') is None: setattr(self, f'{name}_start', min(.1, getattr(self, name)))
         if not self.validation_split: self.eval_strategy = 'no'
         if self.bf16 is None: self.bf16 = not (self.fp16 or self.use_cpu) and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        if self.deepspeed and not find_spec('deepspeed'): raise InterlatError('deepspeed is not installed: pip install deepspeed; or share the model among GPUs with --fsdp')
         self.label_names = ['labels']
         super().__post_init__()
+
+    @property
+    def wants_fsdp(self): return bool(self.fsdp) or os.environ.get('ACCELERATE_USE_FSDP', '').lower() == 'true' # a flag, or `accelerate launch`
 
 # %% ../nbs/13_train.ipynb #100a1b65
 TRAINED = 'trained.safetensors' # in a checkpoint with frozen weights: those that are not
@@ -159,6 +164,12 @@ class ActorTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = self.loss_is_scaled_for_ga = True # `compute_loss` divides by the tokens of the whole step
         self.sums, self.latest = {}, {}
+
+    def create_accelerator_and_postprocess(self):
+        "Trainer's; under FSDP with bfloat16 the sums that the objective gives stay float32."
+        super().create_accelerator_and_postprocess()
+        if self.accelerator.is_fsdp2 and (policy := self.accelerator.state.fsdp_plugin.mixed_precision_policy):
+            self.accelerator.state.fsdp_plugin.mixed_precision_policy = replace(policy, output_dtype=None)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if not model.training: return self.held_out_loss(model(inputs))
@@ -185,9 +196,9 @@ class ActorTrainer(Trainer):
         return losses['none' if self.args.channel == 'none' else 'right'].mean(), {}
 
     def rates(self, task):
-        "(B,) the curriculum's rate of each row."
+        "The curriculum's rate of each row, as numbers: FSDP would round a tensor to bfloat16."
         def rate(t): return sample_rates(1, torch.Generator().manual_seed(derive_seed(self.args.seed, 'curriculum', self.state.global_step, t)), self.args.pure_latents)
-        return torch.cat([rate(t) for t in task.tolist()]).to(task.device)
+        return [rate(t).item() for t in task.tolist()]
 
     def loss_weights(self, parts, tokens):
         "λ_S and λ_A at this step."
@@ -273,6 +284,8 @@ def check_training(
     if (store is None) != (args.channel == 'none'):
         raise InterlatError(f"channel {args.channel!r} {'needs' if store is None else 'reads no'} messages; "
                             + ('give a store' if store is None else "give store=None"))
+    if args.wants_fsdp and (args.device.type == 'cpu' or args.world_size < 2):
+        raise InterlatError(f"FSDP shares a model among several GPUs, found {args.world_size} process{'es'*(args.world_size > 1)} on {args.device.type}; leave --fsdp out, or start a process for each GPU with torchrun")
     _check_tasks(tasks, store)
     train, held_out = hold_out(tasks, args.validation_split, args.seed)
     size = args.per_device_train_batch_size*args.world_size

@@ -51,7 +51,7 @@ def step_memory(
     longest = max(len(r['input_ids']) + len(r.get('plan_ids', ())) for r in rows)
     said = sorted((sum(i != -100 for i in r['labels']) for r in rows), reverse=True)[:a.per_device_train_batch_size]
     return estimate_memory(model.actor, a.per_device_train_batch_size, longest, min(sum(said), model.slice), passes=2 if a.channel == 'latent' else 1,
-                           autocast=a.bf16 or a.fp16, checkpointing=bool(a.gradient_checkpointing or getattr(a, 'activation_checkpointing', False)), shards=a.world_size if a.fsdp else 1)
+                           autocast=a.bf16 or a.fp16, checkpointing=bool(a.gradient_checkpointing or getattr(a, 'activation_checkpointing', False)), shards=a.world_size if trainer.is_fsdp_enabled else 1)
 
 def room_for(
     memory:Memory, # what is needed
@@ -89,7 +89,7 @@ def train_from(
     tasks = read_tasks(data.data_path, data.split, data.num_games)
     with args.main_process_first(desc='messages'): store = data.hidden_data_path and open_messages(data.hidden_data_path, out/'messages', data.sender)
     check_training(tasks, store or None, args)
-    actor, tokenizer = actor_for(store or None, **vars(config), device='cpu' if args.fsdp or args.deepspeed else str(args.device), seed=args.seed)
+    actor, tokenizer = actor_for(store or None, **vars(config), device='cpu' if args.wants_fsdp or args.deepspeed_plugin else str(args.device), seed=args.seed)
     with args.main_process_first(desc='recipe'): same_recipe(out/'recipe.json', training_recipe(config, data, args))
     trainer = actor_trainer(actor, tokenizer, tasks, store or None, args)
     if args.process_index == 0: print(room_for(step_memory(trainer), args.device))
