@@ -275,6 +275,14 @@ def hold_out(
     return [t for i,t in enumerate(tasks) if i not in out], [t for i,t in enumerate(tasks) if i in out]
 
 # %% ../nbs/13_train.ipynb #c4b10003
+def _check_sharing(args):
+    "Raise `InterlatError` if FSDP has no GPUs to share a model among, or DeepSpeed would never gather it for a checkpoint."
+    if args.wants_fsdp and (args.device.type == 'cpu' or args.world_size < 2):
+        raise InterlatError(f"FSDP shares a model among several GPUs, found {args.world_size} process{'es'*(args.world_size > 1)} on {args.device.type}; leave --fsdp out, or start a process for each GPU with torchrun")
+    zero = args.deepspeed_plugin.deepspeed_config.get('zero_optimization', {}) if args.deepspeed_plugin else {}
+    if zero.get('stage') == 3 and zero.get('stage3_gather_16bit_weights_on_model_save') is not True:
+        raise InterlatError("an actor cannot be saved from DeepSpeed's ZeRO-3 unless stage3_gather_16bit_weights_on_model_save is true in zero_optimization")
+
 def check_training(
     tasks:list[Task], # with expert turns
     store:MessageStore|None, # messages by task_id; None with channel 'none'
@@ -284,8 +292,7 @@ def check_training(
     if (store is None) != (args.channel == 'none'):
         raise InterlatError(f"channel {args.channel!r} {'needs' if store is None else 'reads no'} messages; "
                             + ('give a store' if store is None else "give store=None"))
-    if args.wants_fsdp and (args.device.type == 'cpu' or args.world_size < 2):
-        raise InterlatError(f"FSDP shares a model among several GPUs, found {args.world_size} process{'es'*(args.world_size > 1)} on {args.device.type}; leave --fsdp out, or start a process for each GPU with torchrun")
+    _check_sharing(args)
     _check_tasks(tasks, store)
     train, held_out = hold_out(tasks, args.validation_split, args.seed)
     size = args.per_device_train_batch_size*args.world_size

@@ -15,7 +15,7 @@ from interlat.arguments import parse
 from interlat.core import InterlatError
 from interlat.message import MessageStore
 from interlat.recipe import ActorConfig
-from interlat.train import ActorArguments, ActorTrainer, Trainer, last_checkpoint
+from interlat.train import ActorArguments, ActorTrainer, Trainer, check_training, last_checkpoint
 from interlat.training import TrainingData, train_from
 
 TRAIN = ['-c', "import sys; sys.argv[0] = 'interlat-train'; from interlat.cli import main_train; main_train()"]
@@ -137,6 +137,14 @@ def test_fsdp_without_gpus_is_one_line(world, tmp_path):
     with pytest.raises(InterlatError, match='FSDP shares a model among several GPUs, found 1 process on cpu; leave --fsdp out'): trained(world, tmp_path/'run', fsdp=True)
     with pytest.raises(InterlatError, match='deepspeed is not installed: pip install deepspeed'): trained(world, tmp_path/'run', deepspeed='ds.json')
     assert not (tmp_path/'run').exists()
+
+
+@pytest.mark.parametrize('zero, fits', [(dict(stage=3), False), (dict(stage=3, stage3_gather_16bit_weights_on_model_save='auto'), False),
+                                        (dict(stage=3, stage3_gather_16bit_weights_on_model_save=True), True), (dict(stage=2), True)])
+def test_deepspeed_that_would_not_gather_an_actor_is_refused(zero, fits, tmp_path):
+    args = ActorArguments(str(tmp_path), use_cpu=True)
+    args.deepspeed_plugin = SimpleNamespace(deepspeed_config=dict(zero_optimization=zero))
+    with pytest.raises(InterlatError, match='the split is empty' if fits else 'stage3_gather_16bit_weights_on_model_save is true'): check_training([], MessageStore(tmp_path/'store', sender='x'), args)
 
 
 def test_lora_goes_on_from_its_checkpoint(world, tmp_path):
