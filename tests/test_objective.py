@@ -171,3 +171,12 @@ def test_two_processes_that_share_it_piecewise_give_the_parts_and_gradients_of_o
     parts_of_one = whole(b, rates)
     assert_close({k: parts[0][k] + parts[1][k] for k in PARTS}, {k: parts_of_one[k] for k in PARTS}, atol=1e-9, rtol=0)
     for found in slopes: assert_close(found, gradient(a, parts_of_one) if found is slopes[0] else slopes[0], atol=1e-8, rtol=1e-7)
+
+
+def test_tied_weights_stay_tied_where_fsdp_empties_the_model():
+    "accelerate does so with cpu_ram_efficient_loading; without `tie_weights` the head would silently train apart from the embeddings."
+    objective = Objective(actor(tie_word_embeddings=True)).to('meta')
+    lm = objective.actor.base_model
+    assert lm.get_output_embeddings().weight is not lm.get_input_embeddings().weight
+    objective.tie_weights()
+    assert lm.get_output_embeddings().weight is lm.get_input_embeddings().weight
