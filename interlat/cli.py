@@ -77,7 +77,7 @@ def train(
 )->None:
     "Train an actor; it, its checkpoints and `log.csv` go to `--output_dir`."
     from interlat.recipe import ActorConfig
-    from interlat.train import ActorArguments
+    from interlat.settings import ActorArguments
     from interlat.training import TrainingData, train_from
     trainer = train_from(*parse((ActorConfig, TrainingData, ActorArguments), argv, "An actor trained on experts' conversations and a sender's messages."))
     if trainer.args.process_index == 0: print(f"{trainer.model.actor}\nsaved in {trainer.args.output_dir}")

@@ -81,11 +81,11 @@ class Objective(nn.Module):
 
     def forward(self,
         batch:dict, # conversations (B, T), and for a channel messages (B or more, L, D) and plans (B, P): see `ActorCollator`
-        rates:Tensor|None=None, # (B,) how much of each message is plan embeddings; None: `reading_losses`
+        rates:Tensor|list|None=None, # (B,) how much of each message is plan embeddings, as a list where tensors are rounded (FSDP); None: `reading_losses`
     )->dict: # sums over the supervised tokens, and how many they are: `tokens`
         "The parts of the loss: task, and with latents separation and alignment."
         if rates is None: return self.reading_losses(batch)
-        if self.channel == 'latent': return self.latent_losses(batch, rates)
+        if self.channel == 'latent': return self.latent_losses(batch, torch.as_tensor(rates))
         (z,), targets = read_states(self.actor, batch, [self.text(batch) if self.channel == 'text' else self.nothing(batch)])
         return dict(task=self.cross_entropy(z, targets).sum(), tokens=len(targets))
 
@@ -96,7 +96,7 @@ class Objective(nn.Module):
         z, targets = read_states(self.actor, batch, blocks[:k], n_same)
         with torch.no_grad(): still, _ = read_states(self.actor, batch, [*blocks[k:], self.text(batch)])
         def f(*rows): return losses_by_token(*rows, self.head, **self.alignment)
-        task, separation, alignment = in_slices(f, [*z, *still, targets], self.slice).sum(0)
+        task, separation, alignment = (x.sum() for x in in_slices(f, [*z, *still, targets], self.slice).unbind(1))
         return dict(task=task, separation=separation, alignment=alignment, tokens=len(targets))
 
     @torch.no_grad()
@@ -131,5 +131,6 @@ class Objective(nn.Module):
 
     @property
     def _no_split_modules(self): return self.actor._no_split_modules
+    def tie_weights(self): self.actor.base_model.tie_weights()
     def activation_checkpointing_enable(self, *args, **kwargs): self.actor.activation_checkpointing_enable(*args, **kwargs)
     def gradient_checkpointing_enable(self, *args, **kwargs): self.actor.gradient_checkpointing_enable(*args, **kwargs)

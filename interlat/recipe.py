@@ -21,6 +21,8 @@ from .lm import *
 from .lora import *
 from .adapter import *
 from .actor import *
+from .lessons import *
+from .settings import *
 from .train import *
 
 # %% ../nbs/13c_recipe.ipynb #8c08b2f9

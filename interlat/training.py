@@ -21,6 +21,8 @@ from .exchange import *
 from .tasks import *
 from .memory import *
 from .objective import *
+from .lessons import *
+from .settings import *
 from .train import *
 from .recipe import *
 from .arguments import *
@@ -96,11 +98,7 @@ def start_of(
 @contextmanager
 def whole_weights():
     """Meanwhile every process loads all weights, for an actor cannot be made of pieces: DeepSpeed's ZeRO-3 would cut them up at once, accelerate's FSDP load them in one process only.
-    The trainer shares them out later. Raises `InterlatError` if it could not put them together again."""
-    ds = deepspeed.deepspeed_config() or {}
-    zero3 = ds.get('zero_optimization', {}).get('stage') == 3
-    if zero3 and not ds['zero_optimization'].get('stage3_gather_16bit_weights_on_model_save'):
-        raise InterlatError('under ZeRO-3 an actor cannot be saved without stage3_gather_16bit_weights_on_model_save; set it to true in the configuration of DeepSpeed')
+    The trainer shares them out later."""
     plan, alone = deepspeed._hf_deepspeed_config_weak_ref, os.environ.pop('FSDP_CPU_RAM_EFFICIENT_LOADING', None)
     deepspeed.unset_hf_deepspeed_config()
     try: yield
@@ -119,9 +117,9 @@ def train_from(
     tasks = read_tasks(data.data_path, data.split, data.num_games)
     with args.main_process_first(desc='messages'): store = data.hidden_data_path and open_messages(data.hidden_data_path, out/'messages', data.sender)
     check_training(tasks, store or None, args)
+    if (out/'recipe.json').exists(): same_recipe(out/'recipe.json', training_recipe(config, data, args))
     done = start_of(out, args.resume_from_checkpoint)
-    spread = args.fsdp or args.deepspeed_plugin or os.environ.get('ACCELERATE_USE_FSDP') == 'true' # the last is how accelerate's launcher says it
-    with whole_weights(): actor, tokenizer = actor_for(store or None, **vars(config), device='cpu' if spread else str(args.device), seed=args.seed)
+    with whole_weights(): actor, tokenizer = actor_for(store or None, **vars(config), device='cpu' if args.wants_fsdp or args.deepspeed_plugin else str(args.device), seed=args.seed)
     with args.main_process_first(desc='recipe'): same_recipe(out/'recipe.json', training_recipe(config, data, args))
     trainer = actor_trainer(actor, tokenizer, tasks, store or None, args)
     if args.process_index == 0: print(room_for(step_memory(trainer), args.device))

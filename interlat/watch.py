@@ -32,14 +32,14 @@ class ContentGain(TrainerCallback):
         self.batch, self.steps, self.log, self.patience, self.warned = batch, steps, log, patience, False
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
-        if state.global_step == 0: self.measure(model, state, control)
+        if state.global_step == 0: self.measure(model, args, state, control)
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
-        if state.global_step % self.steps == 0: self.measure(model, state, control)
+        if state.global_step % self.steps == 0: self.measure(model, args, state, control)
 
-    def measure(self, model, state, control):
+    def measure(self, model, args, state, control):
         training = model.training
-        found = {k: v.cpu().double() for k,v in gains(model.eval()({k: v.to(next(model.parameters()).device) for k,v in self.batch.items()})).items()}
+        found = {k: v.cpu().double() for k,v in gains(model.eval()({k: v.to(args.device) for k,v in self.batch.items()})).items()}
         model.train(training)
         due = control.should_log # a log of ours must not stand for the one of the losses
         self.log({k: v.mean().item() for k,v in found.items()})

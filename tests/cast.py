@@ -1,4 +1,7 @@
 "A small cast for the tests of the model-facing rooms: random models, generated games, and what they need to meet."
+import subprocess, sys
+from pathlib import Path
+
 from interlat.core import *
 from interlat.message import *
 from interlat.alfworld import *
@@ -26,3 +29,13 @@ def actor(base, tokenizer, seed=0):
     a = ModelWithInsertedHiddenState(base, prepended_length=40, hidden_size=width, bop_id=bop, eop_id=eop, seed=seed)
     a.processor.adaptive_proj.output_scale.data.fill_(5) # loud enough to change what a random model says
     return a.eval()
+
+
+def pair(script, code, *words):
+    "Write `code` to `script` and run it in two processes, which find this folder's modules and assert that they are two."
+    start = f"import sys; sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1])!r}]\nimport os; assert os.environ['WORLD_SIZE'] == '2'\n"
+    script.write_text(start + code)
+    run = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--rdzv_backend=c10d', '--rdzv_endpoint=localhost:0', str(script), *words],
+                         text=True, capture_output=True, timeout=120)
+    assert run.returncode == 0, run.stderr[-3000:]
+    return run.stdout

@@ -1,5 +1,6 @@
 "The whole objective against a slow reference: one row, one reading, one token at a time."
 import pytest, torch
+from cast import pair
 from hypothesis import given, settings, strategies as st
 from torch.nn import functional as F
 from torch.testing import assert_close
@@ -137,3 +138,47 @@ def test_the_head_sees_supervised_positions_alone_and_a_slice_at_a_time(monkeypa
     monkeypatch.setattr(room, 'SLICE', 4*40)
     assert_close(gradient(a, objective(b, torch.zeros(3))), whole, atol=1e-10, rtol=1e-8)
     assert max(seen) == 4 and len(seen) == 2*3*-(-said//4), 'forward, and once more in the backward pass'
+
+
+SHARDED = """
+from test_objective import *
+import torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
+dist.init_process_group('gloo')
+rank, (b, rates) = dist.get_rank(), halves()
+objective = Objective(actor(tie_word_embeddings=True))
+assert objective.actor.base_model.config._attn_implementation == ATTENTION
+for layer in objective.actor.base_model.model.layers: fully_shard(layer)
+fully_shard(objective)
+rows = slice(2*rank, 2*rank + 2)
+mine = {k: v[rows] for k, v in b.items()} | dict(negative=torch.tensor([1, 0]))
+read = objective(mine)
+parts = objective(mine, rates[rows].tolist())
+slopes = {n: 2*g.full_tensor() for n, g in gradient(objective.actor, parts).items()} # a mean over the processes
+assert type(objective.actor.processor.adaptive_proj.scale).__name__ == 'DTensor'
+torch.save((read, {k: parts[k].detach() for k in PARTS}, slopes), f'{sys.argv[1]}/{rank}.pt')
+"""
+
+
+def halves(): return batch((14, 5, 9, 11), (7, 3, 1, 5), (4, 3, 2, 6)) | dict(negative=torch.tensor([1, 0, 3, 2])), torch.tensor([0., .5, 1., .7])
+
+
+def test_two_processes_that_share_it_piecewise_give_the_parts_and_gradients_of_one(tmp_path):
+    "FSDP: every layer in pieces, packed readings, half of the rows each; and the evaluation."
+    pair(tmp_path/'run.py', SHARDED, str(tmp_path))
+    a, (b, rates) = actor(tie_word_embeddings=True), halves()
+    whole = Objective(a)
+    read, parts, slopes = zip(*(torch.load(tmp_path/f'{rank}.pt') for rank in (0, 1)))
+    assert_close({k: torch.cat([r[k] for r in read]) for k in read[0]}, whole(b), atol=1e-9, rtol=0)
+    parts_of_one = whole(b, rates)
+    assert_close({k: parts[0][k] + parts[1][k] for k in PARTS}, {k: parts_of_one[k] for k in PARTS}, atol=1e-9, rtol=0)
+    for found in slopes: assert_close(found, gradient(a, parts_of_one) if found is slopes[0] else slopes[0], atol=1e-8, rtol=1e-7)
+
+
+def test_tied_weights_stay_tied_where_fsdp_empties_the_model():
+    "accelerate does so with cpu_ram_efficient_loading; without `tie_weights` the head would silently train apart from the embeddings."
+    objective = Objective(actor(tie_word_embeddings=True)).to('meta')
+    lm = objective.actor.base_model
+    assert lm.get_output_embeddings().weight is not lm.get_input_embeddings().weight
+    objective.tie_weights()
+    assert lm.get_output_embeddings().weight is lm.get_input_embeddings().weight

@@ -3,6 +3,8 @@ import os, shutil, signal, subprocess, sys, time
 from types import SimpleNamespace
 
 import cast, datasets, pandas as pd, pytest, torch
+from accelerate.utils import FullyShardedDataParallelPlugin
+from cast import pair
 from notebooks import ROOT
 from safetensors.torch import load_file
 from torch.testing import assert_close
@@ -10,11 +12,12 @@ from transformers.integrations import deepspeed
 
 from interlat.actor import ModelWithInsertedHiddenState
 from interlat.collect import collect
+from interlat.arguments import parse
 from interlat.core import InterlatError
 from interlat.exchange import export_messages
 from interlat.message import MessageStore
 from interlat.recipe import ActorConfig
-from interlat.train import ActorArguments, last_checkpoint
+from interlat.train import ActorArguments, ActorTrainer, Trainer, check_training, last_checkpoint
 from interlat.training import TrainingData, open_messages, train_from, whole_weights
 
 TRAIN = ['-c', "import sys; sys.argv[0] = 'interlat-train'; from interlat.cli import main_train; main_train()"]
@@ -44,6 +47,11 @@ def environment(): return os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREAD
 def weights(folder): return load_file(folder/'model.safetensors') | load_file(folder/'adapter.safetensors')
 
 
+def curve(folder):
+    log = pd.read_csv(folder/'log.csv').pivot_table(index='step', columns='part', values='value')
+    return log[['loss', 'eval_loss', 'task', 'separation', 'alignment', 'content_gain', 'separation_weight', 'learning_rate']]
+
+
 def trained(world, out, config=(), **kw):
     "A run in this process."
     args = dict(max_steps=4, use_cpu=True, per_device_train_batch_size=4, learning_rate=1e-3, logging_steps=1, disable_tqdm=True, probe_steps=0, validation_split=0)
@@ -68,17 +76,77 @@ def test_two_processes_give_the_curve_of_one(world, tmp_path):
     "The same rows, rates and wrong messages, whose senders sit in the other process; dropout alone would differ."
     one, two = (flags(world, tmp_path/name, per_device_train_batch_size=size, adapter_dropout=0, validation_split=.25) for name, size in (('one', 4), ('two', 2)))
     assert subprocess.run([sys.executable, *TRAIN, *one], env=environment(), capture_output=True).returncode == 0
-    script = tmp_path/'train.py'
-    script.write_text("import os; assert os.environ['WORLD_SIZE'] == '2'\nfrom interlat.cli import main_train\nmain_train()\n")
-    pair = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_port=0', '--rdzv_backend=c10d', '--rdzv_endpoint=localhost:0', script, *two],
-                          env=environment(), text=True, capture_output=True)
-    assert pair.returncode == 0, pair.stderr[-2000:]
-    assert pair.stdout.count('saved in') == 1
-    curves = [pd.read_csv(tmp_path/name/'log.csv').pivot_table(index='step', columns='part', values='value')
-              [['loss', 'eval_loss', 'task', 'separation', 'alignment', 'content_gain', 'separation_weight', 'learning_rate']] for name in ('one', 'two')]
+    assert pair(tmp_path/'train.py', 'from interlat.cli import main_train; main_train()', *two).count('saved in') == 1
+    curves = [curve(tmp_path/name) for name in ('one', 'two')]
     assert len(curves[0]) == 7
     pd.testing.assert_frame_equal(*curves, atol=1e-5, rtol=1e-4)
     assert_close(weights(tmp_path/'two'), weights(tmp_path/'one'), atol=1e-4, rtol=0)
+
+
+SHARDED = """
+import torch
+from accelerate.state import PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from interlat.cli import train
+from interlat.train import ActorArguments, Trainer
+asked = ActorArguments('nowhere', fsdp=True, fsdp_config=dict(activation_checkpointing=True), use_cpu=True).fsdp_plugin_args
+start = Trainer.create_accelerator_and_postprocess
+def shared(self): # accelerate lets FSDP onto GPUs only; torch has it for CPUs too
+    start(self)
+    state, self.is_fsdp_enabled = self.accelerator.state, True
+    state.fsdp_plugin = FullyShardedDataParallelPlugin(**asked)
+    state.distributed_type = PartialState._shared_state['distributed_type'] = DistributedType.FSDP
+Trainer.create_accelerator_and_postprocess = shared
+train(sys.argv[2:])
+torch.distributed.barrier()
+if PartialState().is_main_process: os.rename(f'{sys.argv[1]}/checkpoint-6', f'{sys.argv[1]}/first')
+torch.distributed.barrier()
+train(sys.argv[2:])
+"""
+
+
+def test_fsdp_gives_the_curve_of_one_and_goes_on_from_its_checkpoint(world, tmp_path):
+    "Trainer's own FSDP with layers checkpointed and LoRA: loss, clipping, saving, resuming."
+    lora = dict(adapter_dropout=0, lora='{"r": 4, "lora_dropout": 0.0}')
+    two = flags(world, tmp_path/'two', **lora, per_device_train_batch_size=2, save_strategy='steps', save_steps=3)
+    trained(world, tmp_path/'one', dict(lora=dict(r=4, lora_dropout=0.)), max_steps=6, probe_steps=3, validation_split=.17, adapter_dropout=0)
+    assert pair(tmp_path/'train.py', SHARDED, str(tmp_path/'two'), *two).count('saved in') == 2
+    assert (tmp_path/'two'/'checkpoint-3'/'pytorch_model_fsdp.bin').exists()
+    pd.testing.assert_frame_equal(*(curve(tmp_path/name) for name in ('one', 'two')), atol=1e-5, rtol=1e-4)
+    assert_close(weights(tmp_path/'two'/'first'), weights(tmp_path/'one'), atol=1e-4, rtol=0)
+    assert_close(weights(tmp_path/'two'), weights(tmp_path/'two'/'first'), atol=1e-6, rtol=0)
+
+
+def test_fsdp_in_bfloat16_leaves_the_losses_in_float32(monkeypatch):
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
+    plugin.set_mixed_precision('bf16')
+    assert plugin.mixed_precision_policy.output_dtype == torch.bfloat16
+    accelerator = SimpleNamespace(is_fsdp2=True, state=SimpleNamespace(fsdp_plugin=plugin))
+    monkeypatch.setattr(Trainer, 'create_accelerator_and_postprocess', lambda self: setattr(self, 'accelerator', accelerator))
+    ActorTrainer.__new__(ActorTrainer).create_accelerator_and_postprocess()
+    assert plugin.mixed_precision_policy.output_dtype is None and plugin.mixed_precision_policy.param_dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize('words, found', [(['--fsdp'], {}), (['--fsdp', '--fsdp_config', '{"activation_checkpointing": true}'], dict(activation_checkpointing=True)),
+                                          (['--fsdp', '--fsdp_config', '{"cpu_offload": true}'], dict(cpu_offload=True))])
+def test_fsdp_is_asked_for_with_a_flag(words, found):
+    args, = parse(ActorArguments, ['--output_dir', 'out', *words, '--max_steps', '1'], '')
+    assert args.fsdp is True and args.wants_fsdp
+    assert dict(fsdp_version=2, auto_wrap_policy='TRANSFORMER_BASED_WRAP', state_dict_type='FULL_STATE_DICT', reshard_after_forward=True, cpu_ram_efficient_loading=False) | found == args.fsdp_plugin_args
+
+
+def test_fsdp_without_gpus_is_one_line(world, tmp_path):
+    with pytest.raises(InterlatError, match='FSDP shares a model among several GPUs, found 1 process on cpu; leave --fsdp out'): trained(world, tmp_path/'run', fsdp=True)
+    with pytest.raises(InterlatError, match='deepspeed is not installed: pip install deepspeed'): trained(world, tmp_path/'run', deepspeed='ds.json')
+    assert not (tmp_path/'run').exists()
+
+
+@pytest.mark.parametrize('zero, fits', [(dict(stage=3), False), (dict(stage=3, stage3_gather_16bit_weights_on_model_save='auto'), False),
+                                        (dict(stage=3, stage3_gather_16bit_weights_on_model_save=True), True), (dict(stage=2), True)])
+def test_deepspeed_that_would_not_gather_an_actor_is_refused(zero, fits, tmp_path):
+    args = ActorArguments(str(tmp_path), use_cpu=True)
+    args.deepspeed_plugin = SimpleNamespace(deepspeed_config=dict(zero_optimization=zero))
+    with pytest.raises(InterlatError, match='the split is empty' if fits else 'stage3_gather_16bit_weights_on_model_save is true'): check_training([], MessageStore(tmp_path/'store', sender='x'), args)
 
 
 def test_lora_goes_on_from_its_checkpoint(world, tmp_path):
@@ -96,10 +164,10 @@ def test_lora_goes_on_from_its_checkpoint(world, tmp_path):
 
 
 def test_bfloat16_and_gradient_checkpointing(world, tmp_path):
-    def curve(name, **kw): return pd.Series([h['task'] for h in trained(world, tmp_path/name, adapter_dropout=0, **kw).state.log_history if 'task' in h])
-    plain = curve('plain', bf16=False)
-    assert_close(curve('checkpointing', gradient_checkpointing=True, bf16=False).to_numpy(), plain.to_numpy(), atol=1e-4, rtol=0)
-    assert 0 < (curve('bf16', bf16=True) - plain).abs().max() < .1
+    def losses(name, **kw): return pd.Series([h['task'] for h in trained(world, tmp_path/name, adapter_dropout=0, **kw).state.log_history if 'task' in h])
+    plain = losses('plain', bf16=False)
+    assert_close(losses('checkpointing', gradient_checkpointing=True, bf16=False).to_numpy(), plain.to_numpy(), atol=1e-4, rtol=0)
+    assert 0 < (losses('bf16', bf16=True) - plain).abs().max() < .1
 
 
 @pytest.mark.parametrize('how', [dict(adaptive_weights=True), dict(schedule='cosine'), dict(kl_direction='forward'), dict(negatives='same_type'), dict(mismatched_gradient=False)])
@@ -167,5 +235,3 @@ def test_weights_are_loaded_whole_whatever_shares_them_out_later(monkeypatch):
         assert not deepspeed.is_deepspeed_zero3_enabled() and 'FSDP_CPU_RAM_EFFICIENT_LOADING' not in os.environ
         raise ZeroDivisionError
     assert deepspeed.is_deepspeed_zero3_enabled() and os.environ['FSDP_CPU_RAM_EFFICIENT_LOADING'] == 'true'
-    zero(stage=3)
-    with pytest.raises(InterlatError, match='cannot be saved without stage3_gather_16bit'), whole_weights(): pass
