@@ -85,7 +85,7 @@ def fit_projector(
 )->float: # R², the part of the embeddings' variance that the states explain
     "Let the input projector begin as the ridge regression of embeddings on states. Raises `InterlatError` where there is no projector."
     if processor.input_proj is None: raise InterlatError(f"states of the actor's own width {processor.input_size} need no projector")
-    n = xx = xy = yy = 0 # sums over states; the 1 in front of each state makes the last row and column their means
+    n = xx = xy = yy = 0 # sums over states; the 1 behind each state makes the last row and column their means
     for x, y in pairs:
         x, y = nn.functional.pad(x.double().cpu(), (0, 1), value=1.), y.double().cpu()
         n, xx, xy, yy = n + len(x), xx + x.T @ x, xy + x.T @ y, yy + y.pow(2).sum(0)
