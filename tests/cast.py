@@ -31,11 +31,22 @@ def actor(base, tokenizer, seed=0):
     return a.eval()
 
 
+END = """
+import torch.distributed as dist
+if dist.is_initialized(): dist.barrier()
+sys.stdout.flush()
+os._exit(0) # all is done: torch's FSDP for CPUs now and then aborts while the interpreter is taken down
+"""
+
+
 def pair(script, code, *words):
-    "Write `code` to `script` and run it in two processes, which find this folder's modules and assert that they are two."
+    "Write `code` to `script` and run it in two processes, which find this folder's modules and assert that they are two: what each said, the first one first."
     start = f"import sys; sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1])!r}]\nimport os; assert os.environ['WORLD_SIZE'] == '2'\n"
-    script.write_text(start + code)
-    run = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--rdzv_backend=c10d', '--rdzv_endpoint=localhost:0', str(script), *words],
-                         text=True, capture_output=True, timeout=120)
+    script.write_text(start + code + END)
+    logs = script.with_suffix('.logs') # a file for each: on one pipe they interrupt each other
+    run = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--rdzv_backend=c10d', '--rdzv_endpoint=localhost:0', '--redirects=1', f'--log-dir={logs}',
+                          str(script), *words], text=True, capture_output=True, timeout=120)
     assert run.returncode == 0, run.stderr[-3000:]
-    return run.stdout
+    said = sorted(logs.rglob('stdout.log'))
+    assert [p.parent.name for p in said] == ['0', '1']
+    return ''.join(p.read_text() for p in said)

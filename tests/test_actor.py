@@ -261,7 +261,6 @@ state = get_model_state_dict(step, options=StateDictOptions(full_state_dict=True
 if dist.get_rank() == 0: step.actor.save_pretrained(sys.argv[1], {k.removeprefix('actor.'): v for k,v in state.items()})
 print(type(step.actor.processor.adaptive_proj.scale).__name__, round(loss.item(), 4), flush=True)
 dist.barrier()
-dist.destroy_process_group() # else its threads may outlive the interpreter, and abort
 """
 
 

@@ -71,6 +71,7 @@ SLOW = """
 import sys, time
 sys.path.insert(0, {tests!r})
 from test_collect import *
+import torch.distributed as dist
 class Slow(MessageStore):
     def append(self, messages):
         super().append(messages)
@@ -103,31 +104,19 @@ def test_killed_and_resumed_nothing_is_lost_or_done_twice(tmp_path):
 
 
 SHARE = """
-import sys
-sys.path.insert(0, {tests!r})
 from test_collect import *
 import torch.distributed as dist
-store = collect(*sender(), tasks(), MessageStore({store!r}, sender='s'), batch_size=2, **WRITING)
-print(dist.get_world_size(), dist.get_backend(), store.writer, *sorted(store.task_ids()), flush=True)
+store = collect(*sender(), tasks(), MessageStore(sys.argv[1], sender='s'), batch_size=2, **WRITING)
+print(dist.get_world_size(), dist.get_backend(), store.writer, *sorted(store.task_ids()))
 """
-
-
-def shared_by(n, folder):
-    "Collect with `n` processes; the line that each one prints."
-    code = folder.with_suffix('.py')
-    code.write_text(SHARE.format(tests=str(Path(__file__).parent), store=str(folder)))
-    run = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={n}', str(code)],
-                         text=True, capture_output=True, timeout=120)
-    assert run.returncode == 0, run.stderr
-    return [line for line in run.stdout.splitlines() if line]
 
 
 def test_two_processes_write_what_one_does_and_go_on_where_one_stopped(tmp_path):
     model, tok = sender()
     whole = collect(model, tok, tasks(), MessageStore(tmp_path/'whole', sender='s'), batch_size=8, **WRITING)
     collect(model, tok, tasks()[:3], MessageStore(tmp_path/'shared', sender='s'), **WRITING)
-    said = shared_by(2, tmp_path/'shared')
-    assert said == ['2 gloo 0 ' + ' '.join(t.task_id for t in tasks())]*2 # each of them has them all
+    said = cast.pair(tmp_path/'share.py', SHARE, str(tmp_path/'shared'))
+    assert said.splitlines() == ['2 gloo 0 ' + ' '.join(t.task_id for t in tasks())]*2 # each of them has them all
     shards = {p.name for p in (tmp_path/'shared').glob('shard-*')}
     assert shards == {'shard-0-000000.safetensors', 'shard-0.0-000000.safetensors', 'shard-0.0-000001.safetensors', 'shard-0.1-000000.safetensors'}
     store = MessageStore(tmp_path/'shared', create=False)

@@ -157,7 +157,6 @@ parts = objective(mine, rates[rows].tolist())
 slopes = {n: 2*g.full_tensor() for n, g in gradient(objective.actor, parts).items()} # a mean over the processes
 assert type(objective.actor.processor.adaptive_proj.scale).__name__ == 'DTensor'
 torch.save((read, {k: parts[k].detach() for k in PARTS}, slopes), f'{sys.argv[1]}/{rank}.pt')
-dist.destroy_process_group()
 """
 
 
