@@ -199,8 +199,7 @@ class ModelWithInsertedHiddenState(nn.Module):
         "Write the base model as Hugging Face does, LoRA added in, and beside it the adapter and its settings."
         folder, state = Path(folder), self.state_dict() if state_dict is None else state_dict
         base, processor = ({k.removeprefix(part): v for k,v in state.items() if k.startswith(part)} for part in ('base_model.', 'processor.'))
-        base |= {twin: base[k] for twin,k in self.base_model.all_tied_weights_keys.items() if twin in base} # gathered one by one, they are written once all the same
-        self.base_model.save_pretrained(folder, state_dict=merged_state(self.base_model, base))
+        save_lm(self.base_model, folder, base)
         write_atomic(folder/'adapter.safetensors', save({k: v.contiguous() for k,v in processor.items()}))
         write_atomic(folder/'interlat_config.json', json.dumps(self.settings, indent=1))
         return folder

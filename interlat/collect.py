@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['end_token_ids', 'greedy_config', 'pad_left', 'gumbel', 'RowSampler', 'through_end', 'write_plans', 'read_states',
-           'generate_messages', 'collect']
+           'generate_messages', 'fill_store', 'collect']
 
 # %% ../nbs/07_collect.ipynb #fd4d9ff9
 from collections import Counter
@@ -171,6 +171,29 @@ def _share(store, tasks, processes):
     processes.wait_for_everyone()
     store.refresh()
 
+def fill_store(
+    store:MessageStore, # opened with the sender's name
+    tasks:list[Task], # what there shall be messages about, each `task_id` once
+    write, # function of a batch of tasks: states (L, D), L token ids and text of each
+    model, # which writes: its device says how processes find each other
+    layer:int=-1, # which the states are of
+    batch_size:int=32, # B, tasks at a time
+    progress:bool=True, # show a progress bar, of the first process's share
+)->MessageStore: # `store`, with the messages of all processes
+    "Let `write` make a message for each task that has none yet, with all processes that run this. Raises `InterlatError` for a nameless store or a task given twice."
+    if not store.sender:
+        raise InterlatError(f"{store} does not know whose messages it keeps; open it as MessageStore(path, sender='name of the model')")
+    if batch_size < 1: raise InterlatError(f"batch_size must be 1 or more, found {batch_size}")
+    twice = [t for t,n in Counter(t.task_id for t in tasks).items() if n > 1]
+    if twice: raise InterlatError(f"task ids must be unique, found {twice[0]!r} more than once")
+    processes = _processes(model)
+    with _share(store, tasks, processes) as todo, tqdm(total=len(todo), desc='messages', disable=not progress or processes.process_index > 0) as bar:
+        for batch in (todo[i:i+batch_size] for i in range(0, len(todo), batch_size)):
+            store.append([LatentMessage(*part, t.task_id, store.sender, layer) for part,t in zip(write(batch), batch)])
+            bar.update(len(batch))
+    return store
+
+# %% ../nbs/07_collect.ipynb #92740b9b
 def collect(
     model, # causal language model, the sender
     tokenizer, # its tokenizer
@@ -182,19 +205,10 @@ def collect(
     **writing, # `max_new_tokens`, `temperature`, `layer`: as in `generate_messages`
 )->MessageStore: # `store`, with the messages of all processes
     "Write a message for each task that has none yet, with all processes that run this (Du et al. 2025, §1). Raises `InterlatError` if the store is another model's."
-    if not store.sender:
-        raise InterlatError(f"{store} does not know whose messages it keeps; open it as MessageStore(path, sender='name of the model')")
-    if batch_size < 1: raise InterlatError(f"batch_size must be 1 or more, found {batch_size}")
     layer = writing.get('layer', -1)
     _check_writing(**{k: v for k,v in writing.items() if k != 'layer'})
     store.check(width=model.get_input_embeddings().embedding_dim, layer=layer)
-    twice = [t for t,n in Counter(t.task_id for t in tasks).items() if n > 1]
-    if twice: raise InterlatError(f"task ids must be unique, found {twice[0]!r} more than once")
-    processes = _processes(model)
-    with _share(store, tasks, processes) as todo, tqdm(total=len(todo), desc='messages', disable=not progress or processes.process_index > 0) as bar:
-        for batch in (todo[i:i+batch_size] for i in range(0, len(todo), batch_size)):
-            seeds = [derive_seed(seed, 'collect', t.task_id) for t in batch]
-            parts = generate_messages(model, tokenizer, [t.prompt for t in batch], seeds=seeds, **writing)
-            store.append([LatentMessage(*part, t.task_id, store.sender, layer) for part,t in zip(parts, batch)])
-            bar.update(len(batch))
-    return store
+    def write(batch):
+        seeds = [derive_seed(seed, 'collect', t.task_id) for t in batch]
+        return generate_messages(model, tokenizer, [t.prompt for t in batch], seeds=seeds, **writing)
+    return fill_store(store, tasks, write, model, layer, batch_size, progress)

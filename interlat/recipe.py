@@ -23,6 +23,7 @@ from .adapter import *
 from .actor import *
 from .lessons import *
 from .settings import *
+from .trainer import *
 from .train import *
 
 # %% ../nbs/13c_recipe.ipynb #8c08b2f9

@@ -23,6 +23,7 @@ from .memory import *
 from .objective import *
 from .lessons import *
 from .settings import *
+from .trainer import *
 from .train import *
 from .recipe import *
 from .arguments import *
@@ -82,7 +83,7 @@ def training_recipe(
     args:ActorArguments, # how
 )->dict:
     "The settings that shape the weights."
-    own = {n for n in ActorArguments.__annotations__} - SHAPELESS
+    own = {*ActorArguments.__annotations__, *SharedArguments.__annotations__} - SHAPELESS
     return vars(config) | vars(data) | {n: getattr(args, n) for n in sorted({*own, *SHAPING})}
 
 # %% ../nbs/20c_training.ipynb #dceb7e69
@@ -124,6 +125,6 @@ def train_from(
     trainer = actor_trainer(actor, tokenizer, tasks, store or None, args)
     if args.process_index == 0: print(room_for(step_memory(trainer), args.device))
     trainer.train(resume_from_checkpoint=done and str(done))
-    trainer.save_actor(out)
+    trainer.save_kept(out)
     if args.process_index == 0: write_atomic(out/'log.csv', tidy_log(trainer.state.log_history).to_csv(index=False))
     return trainer

@@ -17,7 +17,8 @@ from interlat.core import InterlatError
 from interlat.exchange import export_messages
 from interlat.message import MessageStore
 from interlat.recipe import ActorConfig
-from interlat.train import ActorArguments, ActorTrainer, Trainer, check_training, last_checkpoint
+from interlat.train import ActorArguments, ActorTrainer, check_training, last_checkpoint
+from transformers import Trainer
 from interlat.training import TrainingData, open_messages, train_from, whole_weights
 
 TRAIN = ['-c', "import sys; sys.argv[0] = 'interlat-train'; from interlat.cli import main_train; main_train()"]
@@ -88,7 +89,8 @@ import torch
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from interlat.cli import train
-from interlat.train import ActorArguments, Trainer
+from interlat.train import ActorArguments
+from transformers import Trainer
 asked = ActorArguments('nowhere', fsdp=True, fsdp_config=dict(activation_checkpointing=True), use_cpu=True).fsdp_plugin_args
 start = Trainer.create_accelerator_and_postprocess
 def shared(self): # accelerate lets FSDP onto GPUs only; torch has it for CPUs too
