@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from .core import *
 from .shard import *
+from .basis import *
+from .packet import *
 
 # %% ../nbs/01_message.ipynb #1a2a8dba
 @dataclass(eq=False)
@@ -73,6 +75,22 @@ class LatentMessage:
         shard = Shard.open(check_file(path, 'message'))
         if len(shard) != 1: raise InterlatError(f"{path} holds {len(shard)} messages; open its folder with MessageStore")
         return _message(shard, 0)
+
+    def pack(self,
+        codec:str='float32', # how numbers are written: a name in `CODECS`
+        basis:Basis|None=None, # what the receiver has too: coefficients in it are sent; None: the states themselves
+        words:bool=True, # token ids and text as well? False: states only, as a latent channel sends them
+    )->bytes:
+        "The message as one checked packet; raises `InterlatError` for states that the codec cannot hold or the basis does not fit."
+        return encode_packet(self, codec, basis, words)
+
+    @classmethod
+    def unpack(cls,
+        raw:bytes, # what `pack` gave
+        basis:Basis|None=None, # the basis that it was packed in
+    )->'LatentMessage':
+        "The message in a packet. Raises `DamagedPacket` if it is not what was sent, `InterlatError` if it is none, of another version, or in another basis."
+        return cls(**decode_packet(raw, basis))
 
     def __repr__(self):
         dtype = str(self.h.dtype).removeprefix('torch.')
