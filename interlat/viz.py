@@ -39,7 +39,9 @@ CONDITIONS = dict( # name -> what the actor gets, colour
     mean_message=("the mean of the others' states", GREY), zero_message=('zeros in place of states', GREY), random_rot=('the states, rotated at random', GREY),
     cov_gauss_mu=('drawn anew with their mean and covariance', GREY), cov_gauss_0=('drawn anew with their covariance', GREY),
     **{f'cov_noise_{f}': (f'the states and {f} times their noise', GREY) for f in ('0.5', '1.0')},
-    **{f'truncate_{k/10}': (f'the first {10*k} % of the states', PALETTE['blue']) for k in range(9, 0, -1)}, **{'truncate_0.0': ('none of the states', GREY)})
+    **{f'truncate_{k/10}': (f'the first {10*k} % of the states', PALETTE['blue']) for k in range(9, 0, -1)}, **{'truncate_0.0': ('none of the states', GREY)},
+    **{f'{way}_{k}': (f"{what} {k} state{'s'*(k > 1)}", PALETTE['blue']) for way, what in (('first', 'cut after'), ('pool', 'mean-pooled to'))
+       for k in (128, 64, 32, 16, 8, 4, 2, 1)})
 
 def _check_columns(table, columns):
     "Raise `InterlatError` unless `table` has rows and these columns."
