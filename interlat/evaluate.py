@@ -113,7 +113,7 @@ def _contenders(conditions, first, actors):
     known, found = [*(v for v in VARIANTS if v not in BASELINES), *actors], {}
     for c in conditions:
         if c in BASELINES and c not in actors: raise InterlatError(f"condition {c!r} needs {_NEEDS[c]}; pass it in actors")
-        if c not in known: raise InterlatError(f"unknown condition {c!r}; use {', '.join(known)}")
+        if c not in known: raise InterlatError(f"unknown condition {c!r}; use {short_list(known)}")
         found[c] = _whole(c, actors[c], first) if c in actors else replace(first, variant=c)
     return found
 

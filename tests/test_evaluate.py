@@ -148,7 +148,8 @@ def test_every_condition_of_the_paper_plays(tmp_path):
     got = evaluate(actor, tok, games, store, conditions, tmp_path/'out', actors, **{**SHORT, 'max_steps': 1, 'batch_size': 12})
     assert got.condition.unique().tolist() == conditions and len(got) == 12*len(conditions) and not (got.error != '').any()
     said = got.groupby('condition').outputs.agg(tuple)
-    assert said['truncate_0.0'] == said['no_comm'] and len({said[c] for c in ('latent', 'text', 'no_comm', 'cross_task', 'zero_message', 'cross_family')}) == 6
+    assert said['truncate_0.0'] == said['no_comm'] and said['first_128'] == said['pool_128'] == said['latent'] # messages of seven tokens
+    assert len({said[c] for c in ('latent', 'text', 'no_comm', 'cross_task', 'zero_message', 'cross_family')}) == 6
     assert all(len(json.loads(a)) == n for a, n in zip(got.actions, got.steps)) and (got.unparsable <= got.steps).all()
     settings = json.loads((tmp_path/'out'/'evaluate.json').read_text())
     assert settings['sender of cross_family'] == 'another family' and settings['variant of cot_full'] == 'text' and 'sender of no_cot' not in settings

@@ -1,15 +1,18 @@
 "Each variant keeps what it promises and nothing else."
+import math
 from dataclasses import replace
 import pytest, torch
 from hypothesis import given, settings, strategies as st
 from interlat.core import InterlatError
 from interlat.message import LatentMessage
-from interlat.perturb import VARIANTS, haar, perturb, random_rot
+from interlat.perturb import VARIANTS, haar, mean_pool, perturb, random_rot, short_list
 
 NAMES = ['latent', 'text', 'no_comm', 'cross_task', 'white_noise', 'cov_noise_0.5', 'cov_noise_1.0', 'cov_gauss_0', 'cov_gauss_mu', 'random_rot']
 NOISY = NAMES[4:]
 CUT = [f'truncate_0.{k}' for k in range(9, -1, -1)]
-NAMES += ['cross_family', 'zero_message', 'mean_message', 'self_message', *CUT]
+KS = [128, 64, 32, 16, 8, 4, 2, 1]
+SHORT = [f'{way}_{k}' for way in ('first', 'pool') for k in KS]
+NAMES += ['cross_family', 'zero_message', 'mean_message', 'self_message', *CUT, *SHORT]
 
 def gen(seed=0): return torch.Generator().manual_seed(seed)
 
@@ -40,7 +43,7 @@ def test_input_is_never_modified(variant, dtype):
     assert torch.equal(torch.get_rng_state(), state)
     if out is None: return
     assert out.h.dtype == dtype and out.h.device == m.h.device
-    if variant not in CUT: assert out.h.shape == m.h.shape and out.token_ids == m.token_ids
+    if variant not in CUT + SHORT: assert out.h.shape == m.h.shape and out.token_ids == m.token_ids
 
 @pytest.mark.parametrize('variant', NOISY)
 def test_seeds(variant):
@@ -62,6 +65,34 @@ def test_truncation():
     for k, variant in enumerate(CUT[::-1]):
         out, n = perturb(m, variant), int(2.7*k + 1e-9)
         assert torch.equal(out.h, m.h[:n]) and out.token_ids == m.token_ids[:n] and out.text == m.text
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 300), st.integers(1, 8), st.sampled_from(KS), st.sampled_from((torch.float32, torch.bfloat16)), st.integers(0, 2**20))
+def test_fixed_length_by_looking_at_every_state(n, width, k, dtype, seed):
+    m = message(n, width, seed, dtype=dtype)
+    first, pooled = perturb(m, f'first_{k}'), perturb(m, f'pool_{k}')
+    assert torch.equal(first.h, m.h[:k]) and first.token_ids == m.token_ids[:k]
+    if n <= k: assert torch.equal(pooled.h, m.h) and pooled.token_ids == m.token_ids
+    else:
+        slow = torch.stack([m.h[j*n//k:math.ceil((j+1)*n/k)].double().mean(0) for j in range(k)])
+        assert pooled.h.dtype == dtype and torch.allclose(pooled.h.double(), slow.to(dtype).double(), rtol=1e-6 if dtype == torch.float32 else 1e-2, atol=1e-5)
+        assert pooled.token_ids == [-1]*k and slow.shape == pooled.h.shape
+    for out in (first, pooled): assert (out.text, out.task_id, out.sender) == (m.text, m.task_id, m.sender)
+
+def test_pooling_sums_in_float64():
+    "In bfloat16 a sum of ones stops at 256; in float32 a large state swallows the small ones before its opposite comes."
+    m = LatentMessage(torch.ones(1000, 1, dtype=torch.bfloat16), [0]*1000, '', 't', 's')
+    assert mean_pool(m, 2).h.tolist() == [[1], [1]]
+    m = LatentMessage(torch.tensor([[1e8], [1], [1], [-1e8]]), [0]*4, '', 't', 's')
+    assert mean_pool(m, 1).h.tolist() == [[.5]]
+
+def test_pooled_messages_are_stored(tmp_path):
+    m = perturb(message(27), 'pool_4')
+    again = LatentMessage.load(m.save(tmp_path/'pooled.safetensors'))
+    assert torch.equal(again.h, m.h) and again.token_ids == [-1]*4
+
+def test_names_that_differ_in_a_number_are_one_entry():
+    assert short_list(['latent', 'x_2', 'v2', 'x_1', 'v3', 'y_1.5_z', '_1']) == 'latent, x_{2|1}, v2, v3, y_1.5_z, _1'
 
 def test_ablations():
     m, other = message(), message(seed=1, task_id='u', n=7)
@@ -163,7 +194,7 @@ def test_resampled_moments(variant, centred):
 
 def test_refusals():
     m = message()
-    with pytest.raises(InterlatError, match="unknown condition 'loud'; choose from latent, text, no_comm, cross_task, white_noise"): perturb(m, 'loud')
+    with pytest.raises(InterlatError, match=r"unknown condition 'loud'; choose from latent, text, no_comm, cross_task, white_noise, .*, truncate_\{0.9\|.*\|1\}$"): perturb(m, 'loud')
     with pytest.raises(InterlatError, match='pass other='): perturb(m, 'cross_task')
     with pytest.raises(InterlatError, match="same task 't'"): perturb(m, 'cross_task', other=message(seed=1))
     with pytest.raises(InterlatError, match="found one of 'x', width 32"): perturb(m, 'cross_task', other=message(task_id='u', sender='x'))

@@ -7,7 +7,7 @@ from scipy.stats import binom
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from interlat.core import InterlatError
 from interlat.stats import (bootstrap_ci, detectable_effect, holm, mcnemar, minimum_detectable_effect, newcombe, paired_difference, paired_rates,
-                            rate_interval, sign_flip, wilson)
+                            pareto_front, rate_interval, sign_flip, wilson)
 
 counts = st.integers(0, 40)
 
@@ -191,3 +191,28 @@ def test_holm_by_hand(p):
         slow[i] = worst
     assert holm(p).tolist() == pytest.approx(slow)
     assert holm([*p, math.nan])[:-1].tolist() == pytest.approx(slow) and math.isnan(holm([*p, math.nan])[-1])
+
+few = st.sampled_from([-math.inf, -1., 0., .5, 1., math.inf, math.nan])
+
+@settings(max_examples=500)
+@given(st.lists(st.tuples(st.one_of(few, st.floats()), st.one_of(few, st.floats())), max_size=12))
+def test_pareto_front_by_all_pairs(points):
+    "Also that what is off the front is beaten by a point that is on it."
+    beats = lambda p, q: p[0] <= q[0] and p[1] >= q[1] and p != q
+    front = pareto_front(*np.array(points, dtype=float).reshape(-1, 2).T)
+    known = [not (math.isnan(c) or math.isnan(v)) for c, v in points]
+    assert front.tolist() == [k and not any(beats(p, q) for p in points) for k, q in zip(known, points)]
+    kept = [p for p, on in zip(points, front) if on]
+    assert all(any(beats(p, q) for p in kept) for k, q, on in zip(known, points, front) if k and not on)
+
+def test_pareto_front_is_the_same_in_any_unit_and_order():
+    rng = np.random.default_rng(0)
+    cost, value = rng.integers(0, 30, (2, 200))
+    front, order = pareto_front(cost, value), rng.permutation(200)
+    assert 0 < front.sum() < 30 and (pareto_front(cost[order], value[order]) == front[order]).all()
+    assert (pareto_front(1024*cost, np.exp(value/30)) == front).all() and (pareto_front(-value, -cost) == front).all()
+
+def test_pareto_front_refuses():
+    assert pareto_front([], []).tolist() == [] and pareto_front([3], [1]).tolist() == [True] and pareto_front([3], [math.nan]).tolist() == [False]
+    for bad in ([1, 2], [[1]]):
+        with pytest.raises(InterlatError, match='two columns of one length, found shapes'): pareto_front(bad, [1])

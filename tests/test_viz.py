@@ -1,13 +1,14 @@
 "Pictures on a machine without a browser, without a network, and with blanks in its paths."
-import os, shutil, struct, subprocess, sys
+import math, os, shutil, struct, subprocess, sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from notebooks import ROOT
 
+from interlat.core import InterlatError
 from interlat.perturb import VARIANTS
-from interlat.viz import CONDITIONS, effects_by_type, save_figure, success_by_ablation, success_by_condition, training_dynamics
+from interlat.viz import CONDITIONS, FAMILIES, GREY, effects_by_type, rate_distortion, save_figure, success_by_ablation, success_by_condition, training_dynamics
 
 SUMMARY = pd.DataFrame([dict(condition=c, n=10, successes=k, success_rate=k/10, ci_low=max(0, k/10 - .2), ci_high=min(1, k/10 + .2))
                         for k, c in enumerate(CONDITIONS)])
@@ -62,7 +63,7 @@ def test_every_condition_has_its_words_and_colour():
 def test_many_conditions_have_one_line_each():
     few, many = success_by_condition(SUMMARY[:12]), success_by_condition(SUMMARY)
     assert all('<br>' in t.y[0] for t in few.data) and not any('<br>' in t.y[0] for t in many.data)
-    assert many.layout.height < 1000 and len({t.y[0] for t in many.data}) == len(CONDITIONS)
+    assert many.layout.height == 120 + 30*len(CONDITIONS) and len({t.y[0] for t in many.data}) == len(CONDITIONS)
 
 
 def runs(parts, seeds=(0,), ablations=('full',)):
@@ -78,6 +79,20 @@ def test_a_panel_for_each_part_that_was_logged(parts, panels, tmp_path):
     assert len({t.xaxis for t in fig.data}) == panels
     _, png = save_figure(fig, tmp_path/'training')
     assert size(png) == (2*fig.layout.width, 2*fig.layout.height)
+
+
+@pytest.mark.parametrize('parts, drawn', [
+    (['loss', 'ce', 'preference', 'direction', 'grad_norm', 'learning_rate', 'eval_loss', 'eval_kept'], None), (['ce'], None), ([f'part {i}' for i in range(25)], None),
+    (['grad_norm', 'learning_rate'], None), (['loss', 'grad_norm', 'learning_rate', 'eval_loss'], ['next token of the expert']), (['ce', 'task'], ['next token of the expert'])])
+def test_parts_of_another_training_have_panels_of_their_own(parts, drawn, tmp_path):
+    "A log that has nothing but what is logged in any training is an actor's: its loss is the task's."
+    log = runs(parts, (0, 1), ('full', 'mine'))
+    fig = training_dynamics(log)
+    assert [a.text for a in fig.layout.annotations] == (drawn or parts)
+    panel = fig.data[:len(fig.data)//len(drawn or parts)]
+    assert all(list(t.y) == [1, .75, .5, .25, 0] for t in fig.data) and len(panel) == 6 and [t.name for t in fig.data if t.showlegend] == ['full', 'mine']
+    _, png = save_figure(fig, tmp_path/'training', scale=1)
+    assert size(png) == (fig.layout.width, fig.layout.height)
 
 
 def test_dynamics_from_a_file_with_unknown_ablations(tmp_path):
@@ -100,3 +115,58 @@ def test_ablations_without_a_control_are_drawn():
     table = pd.DataFrame([dict(ablation=a, condition='latent', success_rate=r, ci_low=r - .1, ci_high=r + .1) for a, r in (('full', .9), ('mine', .5))])
     fig = success_by_ablation(table, table.assign(seed=0))
     assert [len(t.x) for t in fig.data] == [2, 2, 0, 0, 0, 0] and fig.layout.yaxis.ticktext[1] == '<b>mine</b>'
+
+
+def sent(family, label, bytes, rate, ce): return dict(family=family, label=label, bytes=bytes, success_rate=rate, ci_low=rate - .1, ci_high=rate + .1, ce=ce)
+SENT = pd.DataFrame([sent('trained', 'trained 1', 100, .5, .5), sent('truncated', 'first 1', 100, .5, .7), sent('mean-pooled', 'pool 1', 100, .3, .6), sent('mine', 'mine', 400, .45, math.nan),
+                     sent('yours', 'yours', 900, .8, .2), sent('full', 'full', 1600, .8, .2), sent('none', 'nothing', 0, .4, .45), sent('none', 'less', 0, .4, .9)])
+
+
+def front(fig): return [(list(t.x), list(t.y)) for t in fig.data if t.name == 'Pareto front']
+
+
+def test_fronts_go_through_the_points_that_are_on_them(tmp_path):
+    "Drawn from a file; ties share a name, what costs nothing opens the line, and shuts out who does worse for more."
+    SENT.to_csv(tmp_path/'sizes.csv', index=False)
+    fig = rate_distortion(pd.read_csv(tmp_path/'sizes.csv'))
+    (x, y), (below_x, below_y) = front(fig)
+    low, high = (10**e for e in fig.layout.xaxis.range)
+    assert y == pytest.approx([40, 50, 80, 80]) and below_y == [.45, .2, .2] and x[0] == below_x[0] == low and x[-1] == below_x[-1] == high and x[2] == below_x[1] == 900
+    assert [a.text for a in fig.layout.annotations if a.textangle] == ['yours', 'trained 1, first 1', 'yours']
+    _, png = save_figure(fig, tmp_path/'sizes')
+    assert size(png) == (2*fig.layout.width, 2*fig.layout.height)
+
+
+def test_each_point_says_who_it_is():
+    fig = rate_distortion(SENT)
+    points = {(t.yaxis, says.split('<br>')[0]): (x, y) for t in fig.data if t.marker.symbol for x, y, says in zip(t.x, t.y, t.text)}
+    assert len(points) == 6 + 5 and {name: y for (axis, name), (_, y) in points.items() if axis == 'y2'} == dict(zip(SENT.label[[0, 1, 2, 4, 5]], SENT.ce[[0, 1, 2, 4, 5]]))
+    assert points['y', 'mine'] == (400, 45) and len({points['y', name][0] for name in ('trained 1', 'first 1', 'pool 1')}) == 3
+    assert all(abs(points['y', name][0]/100 - 1) < .1 for name in ('trained 1', 'first 1', 'pool 1'))
+    dotted = [(t.y[0], t.text[0]) for t in fig.data if t.line.dash == 'dot']
+    assert [(y, text.split('<br>')[:2]) for y, text in dotted] == [(40, ['nothing', '0 bytes']), (40, ['less', '0 bytes']), (.45, ['nothing', '0 bytes']), (.9, ['less', '0 bytes'])]
+    shifts = [a.yshift for a in fig.layout.annotations if a.text in ('nothing', 'less')]
+    assert shifts[1] - shifts[0] == pytest.approx(17) and shifts[2:] == [0, 0] # names of lines that meet do not
+
+
+def test_a_family_looks_the_same_in_both_panels():
+    "Also one that has no cross-entropy before another that has; and no two look alike."
+    many = pd.concat([SENT, *(SENT[3:4].assign(family=f'f{i}', label=f'f{i}', ce=i/9 if i % 2 else math.nan) for i in range(9))], ignore_index=True)
+    for table in (SENT, many, many[~many.family.isin(FAMILIES)]):
+        looks = {}
+        for t in rate_distortion(table).data:
+            if t.marker.symbol: looks.setdefault(t.name, set()).add((t.line.color, t.marker.symbol))
+        assert all(len(v) == 1 for v in looks.values()) and len(set.union(*looks.values())) == len(looks) and GREY not in {c for v in looks.values() for c, _ in v}
+
+
+@pytest.mark.parametrize('table, panels', [(SENT.assign(ce=math.nan), 1), (SENT.assign(success_rate=math.nan), 1), (SENT[:1], 2), (SENT[SENT.bytes == 100], 2), (SENT.assign(label=range(len(SENT))), 2), (SENT.assign(ci_low=math.nan, ci_high=math.nan), 2)])
+def test_tables_with_little_in_them_are_drawn(table, panels, tmp_path):
+    fig = rate_distortion(table)
+    assert len(front(fig)) == panels and all(math.isfinite(a.y) for a in fig.layout.annotations) and all(math.isfinite(v) for xy in front(fig) for column in xy for v in column)
+    save_figure(fig, tmp_path/'sizes', scale=1)
+
+
+def test_bad_sizes_are_named():
+    for bad in (-1, math.nan, math.inf):
+        with pytest.raises(InterlatError, match=f"bytes must be a number, 0 or more, found {float(bad)} for 'mine'"): rate_distortion(SENT.assign(bytes=SENT.bytes.astype(float).where(SENT.label != 'mine', bad)))
+    with pytest.raises(InterlatError, match='nothing to draw: the table has no rows'): rate_distortion(SENT[:0])
