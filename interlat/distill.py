@@ -43,7 +43,7 @@ def information_weights(
 def preference_rows(
     logits:Tensor, # (S, V) with the student's states
     full:Tensor, # (S, V) with the full message; a target, gets no gradient
-    temperature:float=4., # T
+    temperature:float=1., # T
 )->Tensor: # (S,) nats, >= 0
     "`T²·KL(p_D ‖ p_A)` of each token (Du et al. 2025, §4)."
     a, d = log_probs(logits/temperature), log_probs(full.detach()/temperature)
@@ -65,16 +65,15 @@ class Distillation(Reader):
     def __init__(self,
         student:LatentStudent, # is trained
         actor:ModelWithInsertedHiddenState, # frozen in place; its base model is read packed from now on, if it can be
-        K:int|None=None, # states of a message; None: the student's own
-        temperature:float=4., # T of the preference
+        temperature:float=1., # T of the preference
         clip:float=.95, # quantile that the weights of the preference are clipped at
     ):
         super().__init__(actor.requires_grad_(False))
-        K, width, room = student.settings['K'] if K is None else K, student.settings['output_size'], actor.settings
+        K, width, room = student.settings['K'], student.settings['output_size'], actor.settings
         if width != room['input_size']: raise InterlatError(f"the student's states have width {width}, the actor reads width {room['input_size']}; build the student with output_size={room['input_size']}")
         if K > room['prepended_length']: raise InterlatError(f"the actor reads at most {room['prepended_length']} states of a message, found K {K}; use a smaller K")
         if temperature < 1: raise InterlatError(f"temperature must be 1 or more, found {temperature}")
-        self.student, self.K, self.temperature, self.clip = student, K, temperature, clip
+        self.student, self.temperature, self.clip = student, temperature, clip
         self.train(student.training)
 
     def train(self, mode=True):
@@ -85,11 +84,12 @@ class Distillation(Reader):
 
     def forward(self,
         batch:dict, # conversations (B, T), messages `h` (B, L, D), prompts (B, P): see `StudentCollator`
+        K:int|None=None, # states of the student's message; None: its own K
         rows:bool=False, # measure instead: `reading_losses`
     )->dict: # sums over the supervised tokens, and how many they are: `tokens`
         "The parts of the loss: ce, preference, direction."
         if rows: return self.reading_losses(batch)
-        z = self.reason(batch)
+        z = self.reason(batch, K)
         (a,), targets = read_states(self.actor, batch, [self.message(z)])
         with torch.no_grad(): (d, b), _ = read_states(self.actor, batch, [self.full(batch), self.nothing(batch)])
         ce, kl, full, none = in_slices(self.by_token, [a, d, b, targets], self.slice).unbind(1)
@@ -109,7 +109,7 @@ class Distillation(Reader):
         states, targets = read_states(self.actor, batch, [self.message(self.reason(batch)), self.full(batch), self.nothing(batch)])
         return {name: self.by_row(self.cross_entropy(z, targets), batch['labels']) for name, z in zip(('student', 'full', 'none'), states)}
 
-    def reason(self, batch): return latent_reason(self.student, dict(input_ids=batch['prompt_ids'], attention_mask=batch['prompt_mask']), self.K)
+    def reason(self, batch, K=None): return latent_reason(self.student, dict(input_ids=batch['prompt_ids'], attention_mask=batch['prompt_mask']), K)
     def message(self, z): return self.actor.block(self.actor.embed_message(z), torch.ones_like(z[...,0], dtype=torch.bool))
     def full(self, batch): return self.actor.block(self.actor.embed_message(batch['h'], batch['message_mask']), batch['message_mask'])
 
