@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PLAYING', 'GamesArguments', 'games', 'main_games', 'CollectArguments', 'collect', 'main_collect', 'train',
-           'main_train', 'EvalArguments', 'evaluate', 'main_eval', 'ReplayArguments', 'replay', 'main_replay', 'run',
-           'main_run']
+           'main_train', 'compress', 'main_compress', 'EvalArguments', 'evaluate', 'main_eval', 'ReplayArguments',
+           'replay', 'main_replay', 'run', 'main_run']
 
 # %% ../nbs/21_cli.ipynb #1f7ced4c
 import argparse, os, sys
@@ -39,8 +39,8 @@ def main_games(): command(games)
 # %% ../nbs/21_cli.ipynb #0dff953c
 @dataclass
 class CollectArguments:
-    "Messages of a sender for every game of a split. Started again, it goes on where it was."
-    model_name_or_path:str = field(metadata=dict(help='sender: a preset, folder, GGUF file or hub id'))
+    "Messages of a sender, or of a student in K states, for every game of a split. Started again, it goes on where it was."
+    model_name_or_path:str = field(metadata=dict(help='sender: a preset, folder, GGUF file or hub id; or a student of interlat-compress'))
     output_dir:str = field(metadata=dict(help='message store'))
     data_path:str = field(default='', metadata=GAMES)
     split:str = field(default='train', metadata=dict(help='split of the games'))
@@ -49,24 +49,43 @@ class CollectArguments:
     batch_size:int = field(default=32, metadata=dict(help='plans written at a time'))
     max_new_tokens:int = field(default=800, metadata=dict(help='most tokens of a plan'))
     temperature:float = field(default=0., metadata=dict(help='0: the most probable token each time'))
+    K:int|None = field(default=None, metadata=dict(help="reason in K latent steps instead of writing; for a student: another K than its own"))
+    feedback:str = field(default='norm', metadata=dict(help='with --K, how the states of a model that is no student go back in: norm or ridge'))
     seed:int = field(default=0, metadata=dict(help='of the sampling'))
     device:str = field(default='auto', metadata=dict(help='auto, cpu, cuda, cuda:N or mps'))
     dtype:str = field(default='auto', metadata=dict(help='auto, float32, bfloat16 or float16'))
 
 # %% ../nbs/21_cli.ipynb #652554bf
+def _reason(args, is_student, tasks, name):
+    "A store of messages from latent steps."
+    from interlat.lm import load_lm, load_tokenizer
+    from interlat.message import MessageStore
+    from interlat.reason import LatentStudent, collect_latents
+    if is_student: student, tokenizer = LatentStudent.from_pretrained(args.model_name_or_path, args.dtype, args.device), load_tokenizer(args.model_name_or_path)
+    else:
+        lm, tokenizer = load_lm(args.model_name_or_path, args.dtype, args.device)
+        student = LatentStudent(lm, args.feedback, K=args.K)
+    how = '' if is_student else f', untrained ({args.feedback})'
+    store = MessageStore(args.output_dir, sender=f"{name}, K={args.K or student.settings['K']}{how}")
+    return collect_latents(student, tokenizer, tasks, store, args.K, args.batch_size)
+
 def collect(
     argv:list[str], # words of the command line
 )->None:
     "Collect messages and show the store."
     args, = parse(CollectArguments, argv, CollectArguments.__doc__, data=('alfworld',))
-    from interlat.collect import collect as write
     from interlat.household import sender_name
-    from interlat.lm import load_lm
     from interlat.message import MessageStore
-    tasks = read_tasks(args.data_path, args.split, args.num_games, args.view)
-    store = MessageStore(args.output_dir, sender=sender_name(args.model_name_or_path, args.view, args.temperature, args.seed))
-    model, tokenizer = load_lm(args.model_name_or_path, args.dtype, args.device)
-    done = write(model, tokenizer, tasks, store, args.batch_size, args.seed, max_new_tokens=args.max_new_tokens, temperature=args.temperature)
+    is_student = (Path(args.model_name_or_path)/'student.json').exists()
+    tasks, latent = read_tasks(args.data_path, args.split, args.num_games, args.view), is_student or args.K is not None
+    name = sender_name(args.model_name_or_path, args.view, 0. if latent else args.temperature, args.seed)
+    if latent: done = _reason(args, is_student, tasks, name)
+    else:
+        from interlat.collect import collect as write
+        from interlat.lm import load_lm
+        store = MessageStore(args.output_dir, sender=name)
+        model, tokenizer = load_lm(args.model_name_or_path, args.dtype, args.device)
+        done = write(model, tokenizer, tasks, store, args.batch_size, args.seed, max_new_tokens=args.max_new_tokens, temperature=args.temperature)
     if int(os.environ.get('RANK', 0)) == 0: print(done)
 
 def main_collect(): command(collect)
@@ -84,6 +103,18 @@ def train(
 
 def main_train(): command(train)
 
+# %% ../nbs/21_cli.ipynb #66d40e02
+def compress(
+    argv:list[str], # words of the command line
+)->None:
+    "Train a student; it, its checkpoints and `log.csv` go to `--output_dir`."
+    from interlat.compress import CompressionArguments, StudentConfig
+    from interlat.training import TrainingData, compress_from
+    trainer = compress_from(*parse((StudentConfig, TrainingData, CompressionArguments), argv, "A student that says in K states what a sender says in hundreds."))
+    if trainer.args.process_index == 0: print(f"{trainer.kept}\nsaved in {trainer.args.output_dir}")
+
+def main_compress(): command(compress)
+
 # %% ../nbs/21_cli.ipynb #48c17bfd
 @dataclass
 class EvalArguments:
@@ -98,6 +129,7 @@ class EvalArguments:
     cot_full:str|None = field(default=None, metadata=dict(help='checkpoint of an actor trained with plans as text, for condition cot_full'))
     cross_family:str|None = field(default=None, metadata=dict(help="checkpoint of an actor that reads another family's messages, for condition cross_family"))
     cross_family_messages:str|None = field(default=None, metadata=dict(help='message store for condition cross_family'))
+    compressed:list[str] = field(default_factory=list, metadata=dict(help="more conditions: message stores with other messages for these games, as NAME=FOLDER, e.g. K=8=data/messages/k8"))
     sender:str|None = field(default=None, metadata=dict(help='model that must have written the messages'))
     split:str = field(default='valid_unseen', metadata=dict(help='split of the games'))
     num_games:int|None = field(default=None, metadata=FEW)
@@ -113,7 +145,7 @@ class EvalArguments:
     device:str = field(default='auto', metadata=dict(help='auto, cpu, cuda, cuda:N or mps'))
 
 # %% ../nbs/21_cli.ipynb #9d44f301
-def _others(args, load):
+def _others(args, load, actor):
     "The actors of conditions that need one of their own, by condition."
     from interlat.evaluate import BASELINES, Contender
     from interlat.lm import load_tokenizer
@@ -125,7 +157,12 @@ def _others(args, load):
     if 'cross_family' in given:
         if not args.cross_family_messages: raise InterlatError("condition cross_family needs the other sender's messages; give --cross_family_messages")
         stores['cross_family'] = MessageStore(args.cross_family_messages, create=False)
-    return {c: Contender(load(path), BASELINES[c], stores.get(c), load_tokenizer(path)) for c, path in given.items()}
+    found = {c: Contender(load(path), BASELINES[c], stores.get(c), load_tokenizer(path)) for c, path in given.items()}
+    for word in args.compressed:
+        name, _, folder = word.rpartition('=')
+        if not name: raise InterlatError(f"compressed takes NAME=FOLDER, found {word!r}; e.g. K=8=data/messages/k8")
+        found[name] = Contender(actor, 'latent', MessageStore(folder, create=False))
+    return found
 
 # %% ../nbs/21_cli.ipynb #ae550412
 def _report(out):
@@ -161,8 +198,9 @@ def evaluate(
     games = read_tasks(args.data_path, args.split, args.num_games)
     store = args.hidden_data_path and MessageStore(args.hidden_data_path, sender=args.sender, create=False)
     def load(path): return ModelWithInsertedHiddenState.from_pretrained(check_file(path, 'actor checkpoint'), args.dtype, args.device)
-    others = _others(args, load)
-    room.evaluate(load(args.model_name_or_path), load_tokenizer(args.model_name_or_path), games, store or None, list(dict.fromkeys([*variants, *others])),
+    actor = load(args.model_name_or_path)
+    others = _others(args, load, actor)
+    room.evaluate(actor, load_tokenizer(args.model_name_or_path), games, store or None, list(dict.fromkeys([*variants, *others])),
                   args.output_dir, others, seeds, **{k: getattr(args, k) for k in PLAYING})
     _report(args.output_dir)
 

@@ -141,6 +141,7 @@ class StudentConfig:
     K:int = option(8, 'states of a message')
     projector:str = option('ridge', "how the projection begins: ridge (regression on the sender's messages) or norm (states with the size of an embedding)")
     dtype:str = option('float32', 'of the weights: small steps are lost on others than float32, and bf16 makes the products fast; auto, float32, bfloat16 or float16')
+    teacher_dtype:str = option('auto', "of the actor's weights, which stay as they are")
     lora:dict|str|None = option(None, 'train LoRA matrices and the projection only, e.g. \'{"r": 16, "lora_alpha": 32}\'')
     chat_template:str|None = option(None, 'for a student without one: a Jinja file, or a preset, folder or hub id to borrow it from', '--conv_template_model_path')
 
@@ -179,7 +180,7 @@ def trained_student(
     def make(part):
         args = CompressionArguments(f'{folder}_trainer', **{**dict(save_strategy='no', use_cpu=resolve_device(device).type == 'cpu', validation_split=0.), **settings})
         student, student_tok = new_student(config, tasks, store, device, args.seed)
-        actor = ModelWithInsertedHiddenState.from_pretrained(config.teacher_model_name_or_path, device=device)
+        actor = ModelWithInsertedHiddenState.from_pretrained(config.teacher_model_name_or_path, config.teacher_dtype, device)
         log = train_student(student, student_tok, actor, load_tokenizer(config.teacher_model_name_or_path), tasks, store, args, resume_from_checkpoint=last_checkpoint(args.output_dir))
         student_tok.save_pretrained(student.save_pretrained(part))
         log.to_csv(part/'log.csv', index=False)

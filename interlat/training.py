@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHAPELESS', 'SHAPING', 'TrainingData', 'open_messages', 'step_memory', 'room_for', 'training_recipe', 'start_of',
-           'whole_weights', 'train_from']
+           'whole_weights', 'read_data', 'carry_out', 'train_from', 'compress_from']
 
 # %% ../nbs/20c_training.ipynb #44d5c8a7
 import os
@@ -19,6 +19,8 @@ from .core import *
 from .message import *
 from .exchange import *
 from .tasks import *
+from .lm import *
+from .actor import *
 from .memory import *
 from .objective import *
 from .lessons import *
@@ -26,6 +28,8 @@ from .settings import *
 from .trainer import *
 from .train import *
 from .recipe import *
+from .reason import *
+from .compress import *
 from .arguments import *
 
 # %% ../nbs/20c_training.ipynb #55d60ad4
@@ -33,7 +37,7 @@ from .arguments import *
 class TrainingData:
     "What an actor is trained on."
     data_path:str = field(default='', metadata=dict(help='folder of games ($ALFWORLD_DATA if not given), or a .json or .jsonl file of conversations'))
-    hidden_data_path:str|None = field(default=None, metadata=dict(help='message store, or a data set of task_id, hidden_state, plan: Parquet, folder or hub id; none with --channel none'))
+    hidden_data_path:str|None = field(default=None, metadata=dict(help='message store, or a data set of task_id, hidden_state, plan: Parquet, folder or hub id; none with --channel none', aliases=['--hf_hidden_repo']))
     split:str = field(default='train', metadata=dict(help='split of the games'))
     num_games:int|None = field(default=None, metadata=FEW)
     sender:str|None = field(default=None, metadata=dict(help='model that wrote the messages, where a data set does not say'))
@@ -78,13 +82,12 @@ SHAPING = ('seed', 'data_seed', 'world_size', 'max_steps', 'gradient_accumulatio
            'lr_scheduler_type', 'lr_scheduler_kwargs', 'bf16', 'fp16')
 
 def training_recipe(
-    config:ActorConfig, # the actor
-    data:TrainingData, # what it is trained on
-    args:ActorArguments, # how
+    args:SharedArguments, # how
+    *made, # what is trained, and on what: argument dataclasses
 )->dict:
     "The settings that shape the weights."
-    own = {*ActorArguments.__annotations__, *SharedArguments.__annotations__} - SHAPELESS
-    return vars(config) | vars(data) | {n: getattr(args, n) for n in sorted({*own, *SHAPING})}
+    own = {n for c in type(args).__mro__ if issubclass(c, SharedArguments) for n in c.__annotations__} - SHAPELESS
+    return {k: v for m in made for k,v in vars(m).items()} | {n: getattr(args, n) for n in sorted({*own, *SHAPING})}
 
 # %% ../nbs/20c_training.ipynb #dceb7e69
 def start_of(
@@ -107,24 +110,57 @@ def whole_weights():
         deepspeed._hf_deepspeed_config_weak_ref = plan
         if alone: os.environ['FSDP_CPU_RAM_EFFICIENT_LOADING'] = alone
 
-def train_from(
-    config:ActorConfig, # the actor
-    data:TrainingData, # what it is trained on
-    args:ActorArguments, # how, and where to
-)->ActorTrainer: # done; the actor, its tokenizer and `log.csv` are in `args.output_dir`
-    "Train an actor, from the last checkpoint in `output_dir` if there is one. Raises `InterlatError` for what does not fit together, before anything is loaded."
-    out = Path(args.output_dir)
-    if out.is_file(): raise InterlatError(f"output_dir must be a folder, found the file {out}")
+def read_data(
+    data:TrainingData, # what to train on
+    args:SharedArguments, # how
+)->tuple: # tasks, and their messages or None
+    "Tasks and messages, with the first process ahead of the others. Raises `InterlatError` where there are none."
+    if Path(args.output_dir).is_file(): raise InterlatError(f"output_dir must be a folder, found the file {args.output_dir}")
     tasks = read_tasks(data.data_path, data.split, data.num_games)
-    with args.main_process_first(desc='messages'): store = data.hidden_data_path and open_messages(data.hidden_data_path, out/'messages', data.sender)
-    check_training(tasks, store or None, args)
-    if (out/'recipe.json').exists(): same_recipe(out/'recipe.json', training_recipe(config, data, args))
+    with args.main_process_first(desc='messages'): return tasks, data.hidden_data_path and open_messages(data.hidden_data_path, Path(args.output_dir)/'messages', data.sender) or None
+
+def carry_out(
+    args:SharedArguments, # how
+    recipe:dict, # the settings that shape the weights
+    make, # function of the device to load models to: the trainer
+    needs=None, # function of the trainer: the `Memory` of a step; None: no estimate
+)->TokenTrainer: # done; what was trained, its tokenizer and `log.csv` are in `args.output_dir`
+    "Train, from the last checkpoint in `output_dir` if there is one. Raises `InterlatError` if it was begun by another recipe, before anything is loaded."
+    out = Path(args.output_dir)
+    if (out/'recipe.json').exists(): same_recipe(out/'recipe.json', recipe)
     done = start_of(out, args.resume_from_checkpoint)
-    with whole_weights(): actor, tokenizer = actor_for(store or None, **vars(config), device='cpu' if args.wants_fsdp or args.deepspeed_plugin else str(args.device), seed=args.seed)
-    with args.main_process_first(desc='recipe'): same_recipe(out/'recipe.json', training_recipe(config, data, args))
-    trainer = actor_trainer(actor, tokenizer, tasks, store or None, args)
-    if args.process_index == 0: print(room_for(step_memory(trainer), args.device))
+    with whole_weights(): trainer = make('cpu' if args.wants_fsdp or args.deepspeed_plugin else str(args.device))
+    with args.main_process_first(desc='recipe'): same_recipe(out/'recipe.json', recipe)
+    if needs and args.process_index == 0: print(room_for(needs(trainer), args.device))
     trainer.train(resume_from_checkpoint=done and str(done))
     trainer.save_kept(out)
     if args.process_index == 0: write_atomic(out/'log.csv', tidy_log(trainer.state.log_history).to_csv(index=False))
     return trainer
+
+def train_from(
+    config:ActorConfig, # the actor
+    data:TrainingData, # what it is trained on
+    args:ActorArguments, # how, and where to
+)->ActorTrainer: # done
+    "Train an actor as `carry_out` does. Raises `InterlatError` for what does not fit together, before anything is loaded."
+    tasks, store = read_data(data, args)
+    check_training(tasks, store, args)
+    def make(device): return actor_trainer(*actor_for(store, **vars(config), device=device, seed=args.seed), tasks, store, args)
+    return carry_out(args, training_recipe(args, config, data), make, step_memory)
+
+def compress_from(
+    config:StudentConfig, # the student, and the actor that teaches it
+    data:TrainingData, # what it is trained on: the sender's messages
+    args:CompressionArguments, # how, and where to
+)->CompressionTrainer: # done
+    "Train a student as `carry_out` does. Raises `InterlatError` for what does not fit together, before anything is loaded."
+    tasks, store = read_data(data, args)
+    if store is None: raise InterlatError("a student learns from a sender's messages; give hidden_data_path")
+    check_tasks(tasks, store)
+    held_out(tasks, args)
+    read_adapter(config.teacher_model_name_or_path)
+    def make(device):
+        student, student_tok = new_student(config, tasks, store, device, args.seed)
+        actor, tokenizer = ModelWithInsertedHiddenState.from_pretrained(config.teacher_model_name_or_path, config.teacher_dtype, device), load_tokenizer(config.teacher_model_name_or_path)
+        return compression_trainer(student, student_tok, actor, tokenizer, tasks, store, args)
+    return carry_out(args, training_recipe(args, config, data), make)
