@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['wilson', 'mcnemar', 'newcombe', 'paired_difference', 'bootstrap_ci', 'rate_interval', 'sign_flip', 'paired_rates',
-           'minimum_detectable_effect', 'detectable_effect', 'holm', 'pareto_front']
+           'minimum_detectable_effect', 'detectable_effect', 'holm', 'kept_part', 'pareto_front']
 
 # %% ../nbs/02_stats.ipynb #c26fb6f1
 from math import floor, isnan, log2, nan, sqrt
@@ -191,6 +191,25 @@ def holm(
     tested, out = ~np.isnan(p), np.full(len(p), nan)
     if tested.any(): out[tested] = multipletests(p[tested], method='holm')[1]
     return out
+
+# %% ../nbs/02_stats.ipynb #9a02c302
+def kept_part(
+    a, # (n,) part of each game's runs that were won under the condition in question
+    full, # (n,) with the full message, the same games in the same order
+    none, # (n,) without a message
+    level:float=.95, # confidence of the interval
+    seed:int=0, # of the bootstrap
+)->dict: # kept, ci_low, ci_high; NaN where the full message is worth nothing
+    "The part of `full - none` that is left in `a - none`, with a bootstrap over games. Raises `InterlatError` on columns of unequal length."
+    a, full, none = (_rates(x, name) for x, name in ((a, 'a'), (full, 'full'), (none, 'none')))
+    if not len(a) == len(full) == len(none): raise InterlatError(f"rates must be of the same games, found {len(a)}, {len(full)} and {len(none)}")
+    def part(a, full, none, axis=-1):
+        worth = (full - none).mean(axis)
+        return np.where(worth > 0, (a - none).mean(axis)/np.where(worth > 0, worth, 1), nan)
+    if len(a) < 2 or not (full - none).mean() > 0: return dict(kept=nan, ci_low=nan, ci_high=nan)
+    ci = bootstrap((a, full, none), part, paired=True, vectorized=True, n_resamples=9999, confidence_level=level, method='percentile',
+                   rng=np.random.default_rng(seed)).confidence_interval
+    return dict(kept=float(part(a, full, none)), ci_low=float(ci.low), ci_high=float(ci.high))
 
 # %% ../nbs/02_stats.ipynb #9a01c302
 def pareto_front(
