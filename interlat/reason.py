@@ -140,12 +140,14 @@ def latent_reason(
     prompts, # B of them, as `left_padded` takes them
     K:int|None=None, # states of a message; None: the student's own
 )->Tensor: # (B, K, output_size) in the model's number type
-    "The states of K latent steps after each prompt (Du et al. 2025, §4). Raises `InterlatError` for K below 1 or an empty prompt."
+    "The states of K latent steps after each prompt (Du et al. 2025, §4). Raises `InterlatError` for K below 1, an empty prompt, or a model that keeps no keys."
     lm, K = student.lm, student.settings['K'] if K is None else K
     if K < 1: raise InterlatError(f"K must be 1 or more, found {K}")
     ids, mask = left_padded(prompts, lm.device)
     at, cache, states = (mask.cumsum(1) - 1).clamp(min=0), DynamicCache(config=lm.config), []
     z = lm.base_model(input_ids=ids, attention_mask=mask, position_ids=at, past_key_values=cache, use_cache=True)[0][:,-1]
+    if not any(getattr(l, 'keys', None) is not None for l in cache.layers):
+        raise InterlatError(f"{type(lm).__name__} kept no keys of the prompt for later steps to attend to; use a model with attention, and no gradient checkpointing")
     for k in range(1, K+1):
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
         z = lm.base_model(inputs_embeds=student.feed(z)[:,None], attention_mask=mask, position_ids=at[:,-1:] + k, past_key_values=cache, use_cache=True)[0][:,0]

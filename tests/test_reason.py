@@ -130,6 +130,18 @@ def test_bfloat16(feedback):
     assert torch.cosine_similarity(low.float(), latent_reason(LatentStudent(base, feedback), PROMPTS, 4), dim=-1).min() > .99
 
 
+def test_a_model_that_keeps_no_keys_is_refused():
+    "Its steps would see nothing of the prompt, and say nothing about it."
+    mamba = cast.random_lm('mamba', state_size=4, num_attention_heads=None, num_key_value_heads=None)
+    with pytest.raises(InterlatError, match='MambaForCausalLM kept no keys'): latent_reason(LatentStudent(mamba), PROMPTS, 2)
+    s = LatentStudent(lm())
+    s.lm.gradient_checkpointing_enable()
+    with torch.no_grad(): before = latent_reason(s.eval(), PROMPTS, 2)
+    with pytest.raises(InterlatError, match='Qwen2ForCausalLM kept no keys .*gradient checkpointing'): latent_reason(s.train(), PROMPTS, 2)
+    s.lm.gradient_checkpointing_disable()
+    assert_close(latent_reason(s, PROMPTS, 2).detach(), before)
+
+
 def test_realignment_is_the_ridge_regression_of_input_on_output_embeddings():
     base = lm()
     w_in, w_out = (t.detach().double().numpy() for t in (base.get_input_embeddings().weight, base.get_output_embeddings().weight))
