@@ -62,13 +62,13 @@ class LatentStudent(nn.Module):
         if K < 1: raise InterlatError(f"K must be 1 or more, found {K}")
         D, like = lm.config.hidden_size, dict(dtype=lm.dtype, device=lm.device)
         self.lm, self.config, self.settings = lm, lm.config, dict(feedback=feedback, output_size=output_size or D, K=K)
-        self.norm = embedding_table(lm).float().norm(dim=1).mean().item()
+        self.register_buffer('norm', embedding_table(lm).float().norm(dim=1).mean(), persistent=feedback != 'projection') # kept, as training may change the embeddings
         if feedback == 'projection':
             self.projection = nn.Sequential(nn.LayerNorm(D), nn.Linear(D, D)).to(**like)
             with torch.no_grad():
-                self.projection[1].weight.copy_(torch.eye(D)*self.norm/math.sqrt(D))
+                self.projection[1].weight.copy_(torch.eye(D)*self.norm.item()/math.sqrt(D))
                 self.projection[1].bias.zero_()
-        if feedback == 'ridge': self.register_buffer('realignment', realignment(lm), persistent=False)
+        if feedback == 'ridge': self.register_buffer('realignment', realignment(lm))
         self.output_proj = nn.Linear(D, output_size).to(**like) if output_size not in (None, D) else None
         if (head := lm.get_output_embeddings()).weight is not lm.get_input_embeddings().weight: head.requires_grad_(False) # no step uses it
         self.train(lm.training)

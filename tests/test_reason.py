@@ -223,6 +223,19 @@ def test_calibration_is_a_ridge_regression_on_what_the_sender_wrote(written, fam
 
 
 @torch.no_grad()
+@pytest.mark.parametrize('feedback', FEEDBACKS)
+def test_a_student_from_disk_says_what_it_said(feedback, tmp_path):
+    "Whatever training did to its embeddings meanwhile."
+    s = student(lm(), feedback, K=3)
+    s.lm.get_input_embeddings().weight *= 1.5
+    said = latent_reason(s, PROMPTS)
+    again = LatentStudent.from_pretrained(s.save_pretrained(tmp_path), device='cpu')
+    assert_close(latent_reason(again, PROMPTS), said, atol=1e-6, rtol=0)
+    low = LatentStudent.from_pretrained(tmp_path, 'bfloat16', 'cpu')
+    assert {p.dtype for p in low.parameters()} == {torch.bfloat16} and latent_reason(low, PROMPTS).shape == (5, 3, 16)
+
+
+@torch.no_grad()
 def test_lora_is_added_in(tmp_path):
     s = student(lm(), K=3, output_size=12)
     add_lora(s.lm, dict(r=2, lora_dropout=0.))
