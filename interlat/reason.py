@@ -62,13 +62,13 @@ class LatentStudent(nn.Module):
         if K < 1: raise InterlatError(f"K must be 1 or more, found {K}")
         D, like = lm.config.hidden_size, dict(dtype=lm.dtype, device=lm.device)
         self.lm, self.config, self.settings = lm, lm.config, dict(feedback=feedback, output_size=output_size or D, K=K)
-        self.norm = embedding_table(lm).float().norm(dim=1).mean().item()
+        self.register_buffer('norm', embedding_table(lm).float().norm(dim=1).mean(), persistent=feedback != 'projection') # kept, as training may change the embeddings
         if feedback == 'projection':
             self.projection = nn.Sequential(nn.LayerNorm(D), nn.Linear(D, D)).to(**like)
             with torch.no_grad():
-                self.projection[1].weight.copy_(torch.eye(D)*self.norm/math.sqrt(D))
+                self.projection[1].weight.copy_(torch.eye(D)*self.norm.item()/math.sqrt(D))
                 self.projection[1].bias.zero_()
-        if feedback == 'ridge': self.register_buffer('realignment', realignment(lm), persistent=False)
+        if feedback == 'ridge': self.register_buffer('realignment', realignment(lm))
         self.output_proj = nn.Linear(D, output_size).to(**like) if output_size not in (None, D) else None
         if (head := lm.get_output_embeddings()).weight is not lm.get_input_embeddings().weight: head.requires_grad_(False) # no step uses it
         self.train(lm.training)
@@ -140,12 +140,14 @@ def latent_reason(
     prompts, # B of them, as `left_padded` takes them
     K:int|None=None, # states of a message; None: the student's own
 )->Tensor: # (B, K, output_size) in the model's number type
-    "The states of K latent steps after each prompt (Du et al. 2025, §4). Raises `InterlatError` for K below 1 or an empty prompt."
+    "The states of K latent steps after each prompt (Du et al. 2025, §4). Raises `InterlatError` for K below 1, an empty prompt, or a model that keeps no keys."
     lm, K = student.lm, student.settings['K'] if K is None else K
     if K < 1: raise InterlatError(f"K must be 1 or more, found {K}")
     ids, mask = left_padded(prompts, lm.device)
     at, cache, states = (mask.cumsum(1) - 1).clamp(min=0), DynamicCache(config=lm.config), []
     z = lm.base_model(input_ids=ids, attention_mask=mask, position_ids=at, past_key_values=cache, use_cache=True)[0][:,-1]
+    if not any(getattr(l, 'keys', None) is not None for l in cache.layers):
+        raise InterlatError(f"{type(lm).__name__} kept no keys of the prompt for later steps to attend to; use a model with attention, and no gradient checkpointing")
     for k in range(1, K+1):
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
         z = lm.base_model(inputs_embeds=student.feed(z)[:,None], attention_mask=mask, position_ids=at[:,-1:] + k, past_key_values=cache, use_cache=True)[0][:,0]

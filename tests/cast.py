@@ -22,6 +22,17 @@ def lm(tokenizer, preset='tiny-qwen2', **kw):
     return tiny_lm(preset, tokenizer, **{**dict(num_hidden_layers=2, hidden_size=32, intermediate_size=64, initializer_range=.3), **kw}).eval()
 
 
+def random_lm(family='qwen2', width=16, vocab=50, seed=0, **kw):
+    "A two-layer model of any family, random and loud, without a tokenizer; ids 0 to 2 are kept for padding and marks."
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+    config = AutoConfig.for_model(family, **{**dict(vocab_size=vocab, hidden_size=width, intermediate_size=2*width, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+                                                    initializer_range=.4, max_position_embeddings=128, pad_token_id=0, bos_token_id=None, eos_token_id=None), **kw})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(config).eval()
+
+
 def actor(base, tokenizer, seed=0):
     from interlat.actor import ModelWithInsertedHiddenState
     bop, eop = message_token_ids(tokenizer)
