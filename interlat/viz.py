@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PALETTE', 'INK', 'GREY', 'GRID', 'CONDITIONS', 'TASKS', 'EFFECT_TITLES', 'SYMBOLS', 'PANELS', 'ABLATIONS', 'GIVEN',
-           'FAMILIES', 'WORTH', 'look', 'success_by_condition', 'effects_by_type', 'message_map', 'training_dynamics',
-           'success_by_ablation', 'rate_distortion', 'save_figure']
+           'look', 'check_columns', 'success_by_condition', 'effects_by_type', 'message_map', 'training_dynamics',
+           'success_by_ablation', 'save_figure']
 
 # %% ../nbs/18_viz.ipynb #2cff0734
 import math, tempfile
@@ -45,7 +45,7 @@ CONDITIONS = dict( # name -> what the actor gets, colour
     **{f'{way}_{k}': (f"{what} {k} state{'s'*(k > 1)}", PALETTE['blue']) for way, what in (('first', 'cut after'), ('pool', 'mean-pooled to'))
        for k in (128, 64, 32, 16, 8, 4, 2, 1)})
 
-def _check_columns(table, columns):
+def check_columns(table, columns):
     "Raise `InterlatError` unless `table` has rows and these columns."
     missing = [c for c in columns if c not in table]
     if missing: raise InterlatError(f"the table lacks {', '.join(missing)}; it has {', '.join(map(str, table))}")
@@ -57,7 +57,7 @@ def success_by_condition(
 ):
     "Success rates with their intervals, best on top; raises `InterlatError` for a table without these columns."
     import plotly.graph_objects as go
-    _check_columns(summary, ['condition', 'n', 'successes', 'success_rate', 'ci_low', 'ci_high'])
+    check_columns(summary, ['condition', 'n', 'successes', 'success_rate', 'ci_low', 'ci_high'])
     roomy = len(summary) <= 12
     fig = go.Figure(layout=dict(template=look(), title=title, height=120 + (50 if roomy else 30)*len(summary), showlegend=False))
     for r in summary.sort_values('success_rate', kind='stable').itertuples():
@@ -85,7 +85,7 @@ def effects_by_type(
 ):
     "A forest of differences in points, a panel an effect; raises `InterlatError` for a table without these columns."
     from plotly.subplots import make_subplots
-    _check_columns(effects, ['effect', 'task_type', 'n', 'difference', 'ci_low', 'ci_high', 'p_value', 'p_holm'])
+    check_columns(effects, ['effect', 'task_type', 'n', 'difference', 'ci_low', 'ci_high', 'p_value', 'p_holm'])
     panels, types = list(dict.fromkeys(effects.effect)), list(dict.fromkeys(effects.task_type))
     n = effects.groupby('task_type').n.max()
     label = {t: f"{'<b>all games</b>' if t == 'all' else TASKS.get(t, t)}  <span style='color:{GREY}'>{n[t]}</span>" for t in types}
@@ -121,7 +121,7 @@ def message_map(
 ):
     "A scatter of messages, one colour and symbol a task type; raises `InterlatError` for a table without these columns."
     import plotly.graph_objects as go
-    _check_columns(points, ['x', 'y', 'task_type'])
+    check_columns(points, ['x', 'y', 'task_type'])
     fig = go.Figure(layout=dict(template=look(), title=title, height=560))
     for i, (name, part) in enumerate(points.groupby('task_type', sort=True)):
         fig.add_scatter(x=part.x, y=part.y, mode='markers', name=TASKS.get(name, name), text=part.get('task_id', part.task_type), hovertemplate='%{text}<extra></extra>',
@@ -150,7 +150,7 @@ def training_dynamics(
 ):
     "A panel for each part of the actor's objective that was logged; for the log of another training, one for each of its parts."
     from plotly.subplots import make_subplots
-    _check_columns(log, ['step', 'part', 'value'])
+    check_columns(log, ['step', 'part', 'value'])
     log = _runs(log)
     panels = {k: v for k,v in PANELS.items() if log.part.isin(v[2]).any()} or {p: (p, '', {p: 1}) for p in log.part.unique()}
     columns, several = 2 if len(panels) == 4 else min(len(panels), 3), log.ablation.nunique() > 1
@@ -210,8 +210,8 @@ def success_by_ablation(
 ):
     "Success rates with their intervals, in the table's order; raises `InterlatError` for a table without these columns."
     import plotly.graph_objects as go
-    _check_columns(summary, ['ablation', 'condition', 'success_rate', 'ci_low', 'ci_high'])
-    _check_columns(per_seed, ['ablation', 'condition', 'seed', 'success_rate'])
+    check_columns(summary, ['ablation', 'condition', 'success_rate', 'ci_low', 'ci_high'])
+    check_columns(per_seed, ['ablation', 'condition', 'seed', 'success_rate'])
     names = list(dict.fromkeys(summary.ablation))
     fig = go.Figure(layout=dict(template=look(), title=title, height=170 + 74*len(names)))
     for k, (given, (conditions, symbol)) in enumerate(GIVEN.items()):
@@ -229,88 +229,6 @@ def success_by_ablation(
     fig.update_yaxes(tickvals=[-i for i in range(len(names))], ticktext=[f"<b>{n}</b>{words.get(n, '')}" for n in names], showgrid=False, zeroline=False, range=[.6-len(names), .5])
     fig.update_xaxes(range=[-1, 101], ticksuffix=' %', dtick=20, title='games won (%, with 95 % interval)')
     return fig.update_layout(margin=dict(r=80, t=96), legend=dict(orientation='h', x=0, y=1, yanchor='bottom'))
-
-# %% ../nbs/18_viz.ipynb #e7a0f002
-FAMILIES = dict( # how a message came to its length -> colour, symbol
-    trained=(PALETTE['blue'], 'circle'), untrained=(PALETTE['sky'], 'square'), truncated=(PALETTE['orange'], 'diamond'),
-    full=(PALETTE['vermilion'], 'star'), **{'mean-pooled': (PALETTE['green'], 'triangle-up')})
-WORTH = dict( # column -> axis, factor, 1 where more is better and -1 where less is, columns of its interval, its words
-    success_rate=('games won (%)', 100, 1, ('ci_low', 'ci_high'), '{y:.1f} %, 95 % interval {low:.0f} to {high:.0f} %'),
-    ce=("actor's cross-entropy<br>(nats a token)", 1, -1, ('ce', 'ce'), '{y:.3f} nats a token'))
-
-def rate_distortion(
-    points, # columns family, label, bytes (of a message), success_rate, ci_low, ci_high (in [0, 1]), ce (nats a token; NaN: unknown); a row a way to send
-    title:str='What a message costs, and what it is worth', # above the figure
-):
-    "Success and cross-entropy against bytes, each with its Pareto front; raises `InterlatError` for a table without these columns or with bad bytes."
-    from plotly.subplots import make_subplots
-    _check_columns(points, ['family', 'label', 'bytes', 'success_rate', 'ci_low', 'ci_high', 'ce'])
-    points, ends = _apart(points)
-    panels = [c for c in WORTH if points[c].notna().any()]
-    if not panels: raise InterlatError('there is nothing to draw: no success_rate and no ce is known')
-    fig, families = make_subplots(len(panels), 1, shared_xaxes=True, vertical_spacing=.06), _families(points.family[points.bytes > 0].unique())
-    for i, column in enumerate(panels, 1): _worth(fig, points, column, families, ends, dict(row=i, col=1))
-    for t in {t.name: t for t in reversed(fig.data) if t.name}.values(): t.showlegend = True
-    fig.update_xaxes(type='log', range=ends, dtick=1 if ends[1] - ends[0] > 2 else 'D2', tickformat='~s', ticksuffix='B').update_xaxes(title='bytes of a message', row=len(panels), col=1)
-    free = max((len(str(x)) for x in points.label[points.bytes == 0]), default=0)
-    return fig.update_layout(template=look(), title=title, width=960, height=140 + 300*len(panels), margin=dict(t=104, r=32 + 7*free),
-                             legend=dict(orientation='h', x=0, y=1, yanchor='bottom'))
-
-# %% ../nbs/18_viz.ipynb #e7a0f003
-def _apart(points):
-    "The points with `x`, where they stand: at their bytes, or a little aside where others have as many; and the powers of ten at the axis' ends."
-    bad = points[~((points.bytes >= 0) & (points.bytes < math.inf))]
-    if len(bad): raise InterlatError(f"bytes must be a number, 0 or more, found {bad.bytes.iloc[0]} for {bad.label.iloc[0]!r}")
-    sent, same = points.bytes[points.bytes > 0], points.groupby('bytes').bytes
-    if not len(sent): raise InterlatError('there is nothing to draw: every message has 0 bytes')
-    first, last = math.log10(sent.min()), math.log10(sent.max())
-    ends = first - max(.12*(last - first), .3), last + max(.06*(last - first), .2)
-    return points.assign(x=points.bytes * 10**(.01*(ends[1] - ends[0])*(same.cumcount() - (same.transform('size') - 1)/2))), ends
-
-def _families(names):
-    "Colour and symbol of each family; those without their own share the colours that are left."
-    left = [c for c in PALETTE.values() if c not in {PALETTE['yellow'], *(FAMILIES[n][0] for n in names if n in FAMILIES)}]
-    spare = zip(cycle(left), cycle(SYMBOLS[::-1]))
-    return {n: FAMILIES.get(n) or next(spare) for n in names}
-
-def _worth(fig, points, column, families, ends, at):
-    "One panel: the front, what was sent, and what costs nothing."
-    axis, factor, sign, (low, high), words = WORTH[column]
-    points = points.assign(y=factor*points[column], low=factor*points[low], high=factor*points[high], on=pareto_front(points.bytes, sign*points[column])).dropna(subset='y')
-    points = points.assign(says=[f'{r.label}<br>{r.bytes:,.0f} bytes<br>{words.format(**r._asdict())}' for r in points.itertuples()])
-    sent, bottom, top = points[points.bytes > 0], points[['y', 'low']].min().min(), points[['y', 'high']].max().max()
-    pixel = (top - bottom or 1)/240
-    names = pixel*(14 + 4*points.label[points.on].astype(str).str.len().max()) # their room: they lie aslant
-    bounds = bottom - 20*pixel - (names if sign < 0 else 0), top + 20*pixel + (names if sign > 0 else 0)
-    _front(fig, points[points.on], ends, sign, at)
-    for name in sent.family.unique():
-        part, (colour, symbol) = sent[sent.family == name].sort_values('x'), families[name]
-        fig.add_scatter(x=part.x, y=part.y, mode='lines+markers', name=str(name), legendgroup=str(name), showlegend=False, text=part.says, hovertemplate='%{text}<extra></extra>',
-                        line=dict(color=colour, width=1), marker=dict(size=11, symbol=symbol, line=dict(width=1, color='white')),
-                        error_y=dict(array=part.high - part.y, arrayminus=part.y - part.low, thickness=1.5, width=0), **at)
-    _free(fig, points[points.bytes == 0].sort_values('y'), ends, (bounds[1] - bounds[0])/280, at)
-    fig.update_yaxes(title=axis, range=bounds, zeroline=False, **at)
-    if column == 'success_rate': fig.update_yaxes(tickvals=[*range(0, 101, 5 if top - bottom < 40 else 20)], **at)
-
-def _front(fig, points, ends, sign, at):
-    "The step line through the points of a front, and their names, aslant, where no point is; of two that stand too close the better one's."
-    front = points.groupby('bytes', as_index=False).agg(x=('x', 'min'), y=('y', 'first'), tip=('high' if sign > 0 else 'low', 'first'), label=('label', lambda s: ', '.join(map(str, s))))
-    fig.add_scatter(x=[*front.x.where(front.bytes > 0, 10**ends[0]), 10**ends[1]], y=[*front.y, front.y.iloc[-1]], mode='lines', line=dict(shape='hv', color=INK, width=1.5),
-                    name='Pareto front', legendgroup='Pareto front', showlegend=False, hoverinfo='skip', **at)
-    corner, last = dict(xanchor='right', yanchor='bottom' if sign > 0 else 'top', textangle=35*sign, xshift=1, yshift=4*sign, showarrow=False, font_size=12), math.inf
-    for r in front[front.bytes > 0][::-1].itertuples():
-        x = math.log10(r.x)
-        if last - x < .025*(ends[1] - ends[0]): continue
-        fig.add_annotation(x=x, y=r.y if math.isnan(r.tip) else r.tip, text=r.label, **corner, **at)
-        last = x
-
-def _free(fig, points, ends, pixel, at):
-    "A dotted line for each way that sends nothing, named beside it; names keep a line's height apart."
-    last = -math.inf
-    for r in points.itertuples():
-        fig.add_scatter(x=[10**e for e in ends], y=[r.y]*2, mode='lines', line=dict(dash='dot', color=GREY), text=[r.says]*2, hovertemplate='%{text}<extra></extra>', showlegend=False, **at)
-        last = max(last + 17, r.y/pixel)
-        fig.add_annotation(x=1, xref='x domain', xanchor='left', xshift=6, y=r.y, yshift=last - r.y/pixel, text=str(r.label), showarrow=False, font=dict(size=13, color=GREY), **at)
 
 # %% ../nbs/18_viz.ipynb #651805e2
 @lru_cache

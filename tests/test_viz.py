@@ -8,7 +8,8 @@ from notebooks import ROOT
 
 from interlat.core import InterlatError
 from interlat.perturb import VARIANTS
-from interlat.viz import CONDITIONS, FAMILIES, GREY, effects_by_type, rate_distortion, save_figure, success_by_ablation, success_by_condition, training_dynamics
+from interlat.tradeoff import FAMILIES, rate_distortion
+from interlat.viz import CONDITIONS, GREY, effects_by_type, save_figure, success_by_ablation, success_by_condition, training_dynamics
 
 SUMMARY = pd.DataFrame([dict(condition=c, n=10, successes=k, success_rate=k/10, ci_low=max(0, k/10 - .2), ci_high=min(1, k/10 + .2))
                         for k, c in enumerate(CONDITIONS)])
