@@ -84,12 +84,11 @@ class Distillation(Reader):
 
     def forward(self,
         batch:dict, # conversations (B, T), messages `h` (B, L, D), prompts (B, P): see `StudentCollator`
-        K:int|None=None, # states of the student's message; None: its own K
         rows:bool=False, # measure instead: `reading_losses`
     )->dict: # sums over the supervised tokens, and how many they are: `tokens`
         "The parts of the loss: ce, preference, direction."
         if rows: return self.reading_losses(batch)
-        z = self.reason(batch, K)
+        z = self.reason(batch)
         (a,), targets = read_states(self.actor, batch, [self.message(z)])
         with torch.no_grad(): (d, b), _ = read_states(self.actor, batch, [self.full(batch), self.nothing(batch)])
         ce, kl, full, none = in_slices(self.by_token, [a, d, b, targets], self.slice).unbind(1)
@@ -109,7 +108,7 @@ class Distillation(Reader):
         states, targets = read_states(self.actor, batch, [self.message(self.reason(batch)), self.full(batch), self.nothing(batch)])
         return {name: self.by_row(self.cross_entropy(z, targets), batch['labels']) for name, z in zip(('student', 'full', 'none'), states)}
 
-    def reason(self, batch, K=None): return latent_reason(self.student, dict(input_ids=batch['prompt_ids'], attention_mask=batch['prompt_mask']), K)
+    def reason(self, batch): return latent_reason(self.student, dict(input_ids=batch['prompt_ids'], attention_mask=batch['prompt_mask']))
     def message(self, z): return self.actor.block(self.actor.embed_message(z), torch.ones_like(z[...,0], dtype=torch.bool))
     def full(self, batch): return self.actor.block(self.actor.embed_message(batch['h'], batch['message_mask']), batch['message_mask'])
 
