@@ -224,3 +224,9 @@ def test_what_is_measured_is_the_actors_own_loss():
         for name, h in dict(student=z[i:i+1], full=b['h'][i:i+1, :n], none=None).items():
             told = {} if h is None else dict(message_embeds=objective.actor.embed_message(h))
             assert_close(found[name][i], objective.actor(**row, **told).loss, atol=1e-5, rtol=0)
+
+
+def test_one_language_model_cannot_be_student_and_actor():
+    "The student would be frozen with the actor, without a word."
+    _, actor = pair_of(width=16)
+    with pytest.raises(InterlatError, match='student and actor are one language model'): Distillation(LatentStudent(actor.base_model, K=3), actor)
