@@ -70,6 +70,7 @@ class Distillation(Reader):
     ):
         super().__init__(actor.requires_grad_(False))
         K, width, room = student.settings['K'], student.settings['output_size'], actor.settings
+        if student.lm is actor.base_model: raise InterlatError('student and actor are one language model, and the actor is frozen; load it twice')
         if width != room['input_size']: raise InterlatError(f"the student's states have width {width}, the actor reads width {room['input_size']}; build the student with output_size={room['input_size']}")
         if K > room['prepended_length']: raise InterlatError(f"the actor reads at most {room['prepended_length']} states of a message, found K {K}; use a smaller K")
         if temperature < 1: raise InterlatError(f"temperature must be 1 or more, found {temperature}")
