@@ -11,7 +11,7 @@ from interlat import cli
 from interlat.actor import ModelWithInsertedHiddenState
 from interlat.arguments import parse
 from interlat.collect import collect
-from interlat.compress import CompressionArguments, StudentCollator, StudentConfig, StudentDataset, compression_trainer, new_student, states_now
+from interlat.compress import CompressionArguments, StudentCollator, StudentConfig, StudentDataset, compression_trainer, new_student
 from interlat.core import InterlatError
 from interlat.distill import Distillation
 from interlat.exchange import export_messages
@@ -71,8 +71,8 @@ def killed(command, argv, when):
 # -- the trainer
 
 def test_killed_and_started_again_it_ends_with_the_same_weights(world, tmp_path):
-    "With a K that shrinks on the way, and measurements."
-    how = dict(max_steps=14, K_start=9, validation_split=.25, eval_strategy='steps', eval_steps=5, lr_scheduler_type='linear', save_strategy='steps', save_steps=1)
+    "With measurements on the way."
+    how = dict(max_steps=14, validation_split=.25, eval_strategy='steps', eval_steps=5, lr_scheduler_type='linear', save_strategy='steps', save_steps=1)
     run = tmp_path/'run'
     killed('compress', flags(world, run, **how), lambda: (run/'checkpoint-3').exists())
     assert not (run/'model.safetensors').exists() and (run/'recipe.json').exists()
@@ -86,7 +86,7 @@ def test_killed_and_started_again_it_ends_with_the_same_weights(world, tmp_path)
 
 def test_two_processes_give_the_curve_of_one(world, tmp_path):
     "And its gradients; held-out rows that only fill the last batch are not counted."
-    how = dict(max_steps=5, validation_split=.25, eval_strategy='steps', eval_steps=2, K_start=6, optim='sgd', learning_rate=.1) # AdamW would make steps of rounding
+    how = dict(max_steps=5, validation_split=.25, eval_strategy='steps', eval_steps=2, optim='sgd', learning_rate=.1) # AdamW would make steps of rounding
     trained(world, tmp_path/'one', **how)
     assert pair(tmp_path/'run.py', 'from interlat.cli import main_compress; main_compress()', *flags(world, tmp_path/'two', per_device_train_batch_size=2, **how)).count('saved in') == 1
     one, two = (pd.read_csv(tmp_path/name/'log.csv').pivot_table(index='step', columns='part', values='value') for name in ('one', 'two'))
@@ -99,11 +99,11 @@ def test_two_processes_give_the_curve_of_one(world, tmp_path):
 def test_it_goes_on_from_its_checkpoint_whatever_is_frozen(world, tmp_path, student):
     "LoRA's base, and a head that no step uses: `trained.safetensors` has the rest; tied weights need no such file."
     if 'lora' not in student: student = {k: str(world/v) for k, v in student.items()}
-    trained(world, tmp_path/'whole', student, K_start=7)
-    trained(world, tmp_path/'run', student, K_start=7, save_strategy='steps', save_steps=2)
+    trained(world, tmp_path/'whole', student)
+    trained(world, tmp_path/'run', student, save_strategy='steps', save_steps=2)
     assert (tmp_path/'run'/'checkpoint-2'/TRAINED).exists() == ('llama' not in student.get('student_model_name_or_path', ''))
     shutil.rmtree(tmp_path/'run'/'checkpoint-4')
-    trained(world, tmp_path/'run', student, K_start=7, save_strategy='steps', save_steps=2)
+    trained(world, tmp_path/'run', student, save_strategy='steps', save_steps=2)
     assert_close(weights(tmp_path/'run'), weights(tmp_path/'whole'), atol=1e-6, rtol=0)
     start, end = load_file(world/student.get('student_model_name_or_path', 'sender')/'model.safetensors') if 'lora' in student else load_file(f"{student['student_model_name_or_path']}/model.safetensors"), weights(tmp_path/'whole')
     still = {k for k in start if torch.equal(start[k], end[k])}
@@ -175,25 +175,10 @@ def test_gradient_accumulation_does_not_scale_the_loss(world, tmp_path):
     assert max((one[k] - start[k]).abs().max() for k in start) > 1e-2
 
 
-def test_the_number_of_states_follows_the_step_of_the_whole_training(world, tmp_path, monkeypatch):
-    "After going on, too; what is measured always has the final number."
-    seen = []
-    forward = Distillation.forward
-    monkeypatch.setattr(Distillation, 'forward', lambda self, batch, K=None, rows=False: seen.append('measured' if rows else K) or forward(self, batch, K, rows))
-    how = dict(max_steps=8, K_start=9, K_part=.75, save_strategy='steps', save_steps=3, save_total_limit=None, validation_split=.25, eval_strategy='steps', eval_steps=8)
-    trained(world, tmp_path, **how)
-    wanted = [states_now(step, 8, 4, 9, .75) for step in range(8)]
-    assert [k for k in seen if k != 'measured'] == wanted and wanted[0] == 9 and wanted[-2:] == [4, 4] and 'measured' in seen
-    for n in (6, 8): shutil.rmtree(tmp_path/f'checkpoint-{n}')
-    seen.clear()
-    trained(world, tmp_path, **how)
-    assert [k for k in seen if k != 'measured'] == wanted[3:]
-
-
 def test_each_weight_and_option_shapes_the_training(world, tmp_path):
     def first(**kw): return losses(trained(world, tmp_path/'_'.join(kw) if kw else tmp_path/'base', max_steps=1, **kw)).iloc[0]
     base = first()
-    for part, kw in dict(preference=dict(temperature=4.), direction=dict(K_start=8)).items(): assert abs(first(**kw)[part]/base[part] - 1) > 1e-3
+    for part, kw in dict(preference=dict(temperature=4.)).items(): assert abs(first(**kw)[part]/base[part] - 1) > 1e-3
     assert abs(first(weight_clip=.2).preference/base.preference - 1) > 1e-3
     found = first(ce_weight=.5, preference_weight=2., direction_weight=0.)
     assert_close(found[list(PARTS)].to_numpy(), base[list(PARTS)].to_numpy(), atol=1e-5, rtol=0)
@@ -254,7 +239,6 @@ def test_what_does_not_fit_is_one_line_and_nothing_is_loaded(world, tmp_path, mo
     line('actor checkpoint not found: ', teacher_model_name_or_path=tmp_path/'nowhere')
     line('this folder holds no actor', teacher_model_name_or_path=world/'sender')
     line('model not found: ', student_model_name_or_path=tmp_path/'nowhere')
-    line('K_part must be between 0 and 1, found 1.5', K_part=1.5)
     line('temperature must be 1 or more, found 0.5', temperature=.5)
     line('preference_weight must be 0 or more, found -1', lambda_pref=-1)
     line("unknown projector 'mlp'; use ridge, norm", projector='mlp')
