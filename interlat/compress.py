@@ -64,8 +64,10 @@ class CompressionArguments(SharedArguments):
 
     def __post_init__(self):
         check_range(self, ce_weight=(0, None), preference_weight=(0, None), direction_weight=(0, None), temperature=(1, None), weight_clip=(0, 1), K_part=(0, 1))
-        if self.gradient_checkpointing: raise InterlatError('gradient_checkpointing would throw away the cache that latent steps are made of; leave it out, and lower per_device_train_batch_size or use lora')
-        super().__post_init__()
+        again = self.gradient_checkpointing or getattr(self, 'activation_checkpointing', False) # two names of one thing; FSDP has its own
+        if not again: super().__post_init__()
+        if again or (getattr(self, 'fsdp_plugin_args', None) or {}).get('activation_checkpointing'):
+            raise InterlatError('gradient_checkpointing would throw away the cache that latent steps are made of; leave it out, and lower per_device_train_batch_size or use lora')
 
 def states_now(
     step:int, # steps done

@@ -241,6 +241,11 @@ def test_defaults_are_the_papers():
     assert dict(ce_weight=1., preference_weight=1., direction_weight=1., learning_rate=5e-5, warmup_steps=.03, temperature=1.).items() <= vars(args).items() and config.K == 8
 
 
+def test_layers_cannot_be_run_again_under_fsdp_either():
+    with pytest.raises(InterlatError, match='gradient_checkpointing would throw away the cache'): CompressionArguments('nowhere', use_cpu=True, fsdp=True, fsdp_config=dict(activation_checkpointing=True))
+    assert CompressionArguments('nowhere', use_cpu=True, fsdp=True, fsdp_config=dict(activation_checkpointing=False)).wants_fsdp
+
+
 def test_what_does_not_fit_is_one_line_and_nothing_is_loaded(world, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr('transformers.AutoModelForCausalLM.from_pretrained', lambda *args, **kw: pytest.fail('weights were loaded'))
     def line(found, without=(), **kw):
@@ -258,6 +263,7 @@ def test_what_does_not_fit_is_one_line_and_nothing_is_loaded(world, tmp_path, mo
     line('temperature must be 1 or more, found 0.5', temperature=.5)
     line('preference_weight must be 0 or more, found -1', lambda_pref=-1)
     line("unknown projector 'mlp'; use ridge, norm", projector='mlp')
+    for name in ('gradient_checkpointing', 'activation_checkpointing'): line('gradient_checkpointing would throw away the cache', **{name: 'true'})
     line("a student learns from a sender's messages; give hidden_data_path", ['hidden_data_path'])
     line('no messages in ', hidden_data_path=tmp_path/'nothing')
     line("no games in split 'valid_seen'", split='valid_seen')
