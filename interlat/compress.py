@@ -115,7 +115,7 @@ def compression_trainer(
     check_sharing(args)
     check_tasks(tasks, store)
     store.check(width=actor.settings['input_size'])
-    if (args.K_start or 0) > actor.settings['prepended_length']: raise InterlatError(f"the actor reads at most {actor.settings['prepended_length']} states of a message, found K_start {args.K_start}; use a smaller one")
+    check_length(actor.settings, K_start=args.K_start)
     if args.n_gpu > 1: args._n_gpu = 1 # a process uses one GPU; torchrun starts more processes
     data = [StudentDataset(x, tokenizer, store, student_tokenizer, args.max_length) if x else None for x in held_out(tasks, args)]
     trainer = CompressionTrainer(model=Distillation(student, actor, args.temperature, args.weight_clip), args=args, data_collator=StudentCollator(tokenizer.pad_token_id),
