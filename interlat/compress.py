@@ -62,8 +62,11 @@ class CompressionArguments(SharedArguments):
 
     def __post_init__(self):
         check_range(self, ce_weight=(0, None), preference_weight=(0, None), direction_weight=(0, None), temperature=(1, None), weight_clip=(0, 1))
-        if self.gradient_checkpointing: raise InterlatError('gradient_checkpointing would throw away the cache that latent steps are made of; leave it out, and lower per_device_train_batch_size or use lora')
-        super().__post_init__()
+        if not self.weight_clip: raise InterlatError('weight_clip must be above 0, found 0; it is a quantile, and 1 clips nothing')
+        again = self.gradient_checkpointing or getattr(self, 'activation_checkpointing', False) # two names of one thing; FSDP has its own
+        if not again: super().__post_init__()
+        if again or (getattr(self, 'fsdp_plugin_args', None) or {}).get('activation_checkpointing'):
+            raise InterlatError('gradient_checkpointing would throw away the cache that latent steps are made of; leave it out, and lower per_device_train_batch_size or use lora')
 
 # %% ../nbs/16c_compress.ipynb #c0de000a
 class CompressionTrainer(TokenTrainer):
@@ -133,6 +136,7 @@ class StudentConfig:
     def __post_init__(self):
         for name in ('student_model_name_or_path', 'teacher_model_name_or_path'):
             if not getattr(self, name): raise InterlatError(f"{name} is missing; give a {'language model' if name.startswith('student') else 'checkpoint of an actor'}")
+        check_range(self, K=(1, None))
         check_choice(self, projector=STARTS)
         self.lora = lora_settings(self.lora)
 

@@ -26,10 +26,10 @@ def check_range(
     args, # settings
     **bounds, # lowest and highest value of each by name; None: no bound
 )->None:
-    "Raise `InterlatError` for a number outside its bounds."
+    "Raise `InterlatError` for a number outside its bounds; None is none."
     for name, (low, high) in bounds.items():
         value = getattr(args, name)
-        if value < low or high is not None and value > high:
+        if value is not None and (value < low or high is not None and value > high):
             raise InterlatError(f"{name} must be {f'{low} or more' if high is None else f'between {low} and {high}'}, found {value}")
 
 def check_choice(

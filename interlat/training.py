@@ -29,6 +29,7 @@ from .trainer import *
 from .train import *
 from .recipe import *
 from .reason import *
+from .distill import *
 from .compress import *
 from .arguments import *
 
@@ -158,7 +159,9 @@ def compress_from(
     if store is None: raise InterlatError("a student learns from a sender's messages; give hidden_data_path")
     check_tasks(tasks, store)
     held_out(tasks, args)
-    read_adapter(config.teacher_model_name_or_path)
+    settings, _ = read_adapter(config.teacher_model_name_or_path)
+    check_length(settings, config.K)
+    store.check(width=settings.get('input_size', settings['hidden_size'])) # a checkpoint of the original code names one width
     def make(device):
         student, student_tok = new_student(config, tasks, store, device, args.seed)
         actor, tokenizer = ModelWithInsertedHiddenState.from_pretrained(config.teacher_model_name_or_path, config.teacher_dtype, device), load_tokenizer(config.teacher_model_name_or_path)

@@ -226,6 +226,11 @@ def test_defaults_are_the_papers():
     assert dict(ce_weight=1., preference_weight=1., direction_weight=1., learning_rate=5e-5, warmup_steps=.03, temperature=1.).items() <= vars(args).items() and config.K == 8
 
 
+def test_layers_cannot_be_run_again_under_fsdp_either():
+    with pytest.raises(InterlatError, match='gradient_checkpointing would throw away the cache'): CompressionArguments('nowhere', use_cpu=True, fsdp=True, fsdp_config=dict(activation_checkpointing=True))
+    assert CompressionArguments('nowhere', use_cpu=True, fsdp=True, fsdp_config=dict(activation_checkpointing=False)).wants_fsdp
+
+
 def test_what_does_not_fit_is_one_line_and_nothing_is_loaded(world, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr('transformers.AutoModelForCausalLM.from_pretrained', lambda *args, **kw: pytest.fail('weights were loaded'))
     def line(found, without=(), **kw):
@@ -239,15 +244,22 @@ def test_what_does_not_fit_is_one_line_and_nothing_is_loaded(world, tmp_path, mo
     line('actor checkpoint not found: ', teacher_model_name_or_path=tmp_path/'nowhere')
     line('this folder holds no actor', teacher_model_name_or_path=world/'sender')
     line('model not found: ', student_model_name_or_path=tmp_path/'nowhere')
+    line('the actor reads at most 9 states of a message, found K 10; use fewer', K=10)
+    line('K must be 1 or more, found 0', K=0)
     line('temperature must be 1 or more, found 0.5', temperature=.5)
     line('preference_weight must be 0 or more, found -1', lambda_pref=-1)
+    line('weight_clip must be above 0, found 0', weight_clip=0)
     line("unknown projector 'mlp'; use ridge, norm", projector='mlp')
+    for name in ('gradient_checkpointing', 'activation_checkpointing'): line('gradient_checkpointing would throw away the cache', **{name: 'true'})
     line("a student learns from a sender's messages; give hidden_data_path", ['hidden_data_path'])
     line('no messages in ', hidden_data_path=tmp_path/'nothing')
     line("no games in split 'valid_seen'", split='valid_seen')
     line('12 tasks do not fill one batch of 64', per_device_train_batch_size=64)
     MessageStore(tmp_path/'few', sender='random').append(next(iter(MessageStore(world/'store'))))
     line('11 of 12 tasks have no message in the store', hidden_data_path=tmp_path/'few', per_device_train_batch_size=1)
+    wide = MessageStore(tmp_path/'wide', sender='random')
+    wide.append([LatentMessage(torch.zeros(2, 48), [1, 2], m.text, m.task_id, 'random') for m in MessageStore(world/'store')])
+    line('has width 48, wanted width 32', hidden_data_path=tmp_path/'wide')
     line('lora must be a JSON object', lora='[1]')
     line('unknown arguments: --beta 2.0', beta=2.)
     assert not (tmp_path/'out').exists()
