@@ -61,6 +61,9 @@ def _reason(args, is_student, tasks, name):
     from interlat.lm import load_lm, load_tokenizer
     from interlat.message import MessageStore
     from interlat.reason import LatentStudent, collect_latents
+    from interlat.settings import check_choice, check_range
+    check_range(args, K=(1, None))
+    check_choice(args, feedback=('norm', 'ridge'))
     if is_student: student, tokenizer = LatentStudent.from_pretrained(args.model_name_or_path, args.dtype, args.device), load_tokenizer(args.model_name_or_path)
     else:
         lm, tokenizer = load_lm(args.model_name_or_path, args.dtype, args.device)
