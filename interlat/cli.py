@@ -164,6 +164,7 @@ def _others(args, load, actor):
     for word in args.compressed:
         name, _, folder = word.rpartition('=')
         if not name: raise InterlatError(f"compressed takes NAME=FOLDER, found {word!r}; e.g. K=8=data/messages/k8")
+        if name in found: raise InterlatError(f"compressed gives condition {name!r} a second time; choose another name")
         found[name] = Contender(actor, 'latent', MessageStore(folder, create=False))
     return found
 
