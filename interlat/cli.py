@@ -61,6 +61,9 @@ def _reason(args, is_student, tasks, name):
     from interlat.lm import load_lm, load_tokenizer
     from interlat.message import MessageStore
     from interlat.reason import LatentStudent, collect_latents
+    from interlat.settings import check_choice, check_range
+    check_range(args, K=(1, None))
+    check_choice(args, feedback=('norm', 'ridge'))
     if is_student: student, tokenizer = LatentStudent.from_pretrained(args.model_name_or_path, args.dtype, args.device), load_tokenizer(args.model_name_or_path)
     else:
         lm, tokenizer = load_lm(args.model_name_or_path, args.dtype, args.device)
@@ -161,6 +164,7 @@ def _others(args, load, actor):
     for word in args.compressed:
         name, _, folder = word.rpartition('=')
         if not name: raise InterlatError(f"compressed takes NAME=FOLDER, found {word!r}; e.g. K=8=data/messages/k8")
+        if name in found: raise InterlatError(f"compressed gives condition {name!r} a second time; choose another name")
         found[name] = Contender(actor, 'latent', MessageStore(folder, create=False))
     return found
 

@@ -310,6 +310,16 @@ def test_collecting_in_latent_steps_from_a_plain_model(world, tmp_path, monkeypa
     assert status == 2 and f'untrained ({feedback})' in err and 'use another folder' in err
 
 
+def test_collecting_refuses_before_it_loads(world, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr('transformers.AutoModelForCausalLM.from_pretrained', lambda *args, **kw: pytest.fail('weights were loaded'))
+    for model in (world/'sender', folder):
+        status, out, err = call(cli.main_collect, monkeypatch, capsys, *collecting(world, model, tmp_path/'k', K=0))
+        assert status == 2 and err == 'error: K must be 1 or more, found 0\n'
+    status, out, err = call(cli.main_collect, monkeypatch, capsys, *collecting(world, world/'sender', tmp_path/'k', K=3, feedback='mlp'))
+    assert status == 2 and err == "error: unknown feedback 'mlp'; use norm, ridge\n"
+    assert not (tmp_path/'k').exists()
+
+
 def playing(world, out, *compressed, **kw):
     base = dict(model_name_or_path=world/'actor', data_path=world/'games', hidden_data_path=world/'unseen', output_dir=out, max_steps=2, max_new_tokens=4, device='cpu')
     return ['alfworld', *[str(x) for k, v in {**base, **kw}.items() for x in (f'--{k}', v)], '--variants', 'latent,no_comm', *(('--compressed', *map(str, compressed)) if compressed else ())]
@@ -354,6 +364,7 @@ def test_evaluation_refuses_compressed_messages(world, unseen, tmp_path, monkeyp
     assert "compressed takes NAME=FOLDER, found 'folder'" in line('folder')
     assert f"no messages in {tmp_path/'nothing'}" in line(f"K=4={tmp_path/'nothing'}")
     assert "condition 'latent' is built in" in line(f"latent={world/'unseen'}")
+    assert "gives condition 'a' a second time" in line(f"a={world/'unseen'}", f"a={world/'store'}")
     assert '4 of 4 games have no message' in line(f"K=4={world/'store'}")
     wide = MessageStore(tmp_path/'wide', sender='wide')
     wide.append([LatentMessage(torch.zeros(2, 48), [1, 2], 'go', t, 'wide') for t in MessageStore(world/'unseen').task_ids()])

@@ -59,13 +59,14 @@ def padded(prompts, sides, extra=0):
 @torch.no_grad()
 @pytest.mark.parametrize('name', FAMILIES)
 def test_states_are_those_of_the_reference_for_any_batch_and_padding(name):
+    base = exact(name)
     for feedback in FEEDBACKS:
-        s = student(exact(name), feedback, output_size=12)
+        s = student(base, feedback, output_size=12)
         wanted = torch.stack([slow(s, p, 6) for p in PROMPTS])
-        for n in range(1, len(PROMPTS) + 1): assert_close(latent_reason(s, PROMPTS[-n:], 6), wanted[-n:], atol=1e-6, rtol=0)
-        for side in ('left', 'right', 'both', 'within'): assert_close(latent_reason(s, padded(PROMPTS, [side]*5, extra=3), 6), wanted, atol=1e-6, rtol=0)
         assert_close(latent_reason(s, padded(PROMPTS, ['right', 'left', 'both', 'within', 'left']), 6), wanted, atol=1e-6, rtol=0)
         assert wanted.std() > .1
+    for n in range(1, len(PROMPTS) + 1): assert_close(latent_reason(s, PROMPTS[-n:], 6), wanted[-n:], atol=1e-6, rtol=0)
+    for side in ('left', 'right', 'both', 'within'): assert_close(latent_reason(s, padded(PROMPTS, [side]*5, extra=3), 6), wanted, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize('name', FAMILIES)
@@ -93,7 +94,7 @@ def test_gradients_are_finite_differences():
         s.zero_grad()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.lists(st.tuples(st.lists(st.integers(3, 48), min_size=1, max_size=9), st.sampled_from(['left', 'right', 'both', 'within'])), min_size=1, max_size=5), st.integers(1, 4), st.integers(0, 3))
 def test_company_and_padding_change_no_message(rows, K, extra):
     s = student(exact('mistral'), K=K)
