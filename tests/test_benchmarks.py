@@ -1,5 +1,5 @@
 "The benchmarks run, at a size that measures nothing."
-import importlib.util, json
+import csv, importlib.util, json
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -60,3 +60,27 @@ def test_training_step_against_the_plain_one():
     result = script('train').measure(300, steps=2, turns=1)
     assert [r['side'] for r in result['rows']] == ['plain', 'unpacked', 'packed'] and result['faster_packed'] > 0
     assert max(r['loss'] for r in result['rows']) - min(r['loss'] for r in result['rows']) < 1e-3
+
+
+def test_compressed_message_takes_fewer_passes():
+    result = script('compress').latency(tokens=12, Ks=(3, 5), batch=2, runs=1)
+    rows = {(r['way'], r['states']): r for r in result['rows']}
+    assert [rows[w, 12]['passes'] for w in ('full: write, read', 'full: write', 'full: bare loop')] == [13, 12, 12]
+    assert [rows[w, K]['passes'] for K in (3, 5) for w in ('latent', 'bare')] == [4, 4, 6, 6]
+    assert all(0 < r['made'] < r['least'] <= r['seconds'] <= r['most'] for r in rows.values())
+    assert rows['latent', 5]['floor_passes'] in (13/6, 2) and rows['latent', 5]['faster'] > 0
+
+
+def test_students_step_against_the_plain_one(capsys, tmp_path):
+    if not Path('/proc/self/clear_refs').exists(): pytest.skip('needs /proc')
+    script('compress').main(['--only', 'step', '--K', '2', '--vocab', '300', '--steps', '1', '--out', str(tmp_path)])
+    rows = list(csv.DictReader((tmp_path/'compress_step.csv').open()))
+    assert [r['side'] for r in rows] == ['loop, no cache', 'loop', 'ours'] and float(rows[2]['ours_faster']) == 1 and all(float(r['seconds']) > 0 for r in rows)
+    assert 'are equal on all sides' in capsys.readouterr().out
+
+
+def test_a_loss_of_another_size_is_noticed(monkeypatch):
+    bench = script('compress')
+    ours = bench.Distillation.forward
+    monkeypatch.setattr(bench.Distillation, 'forward', lambda self, batch: {k: v*(1.001 if k == 'preference' else 1) for k, v in ours(self, batch).items()})
+    with pytest.raises(RuntimeError, match='the sides differ by up to 1.0e-03'): bench.check(2, 300)
