@@ -56,8 +56,8 @@ def direction_rows(
     mask:Tensor, # (B, L) bool, True = real
 )->Tensor: # (B,) in [0, 2]
     "`1 - cos` of the mean states (Du et al. 2025, §4)."
-    mean = (h*mask[...,None]).sum(1)/mask.sum(1, keepdim=True)
-    return 1 - F.cosine_similarity(z.float().mean(1), mean.float(), dim=-1)
+    mean = (h.float()*mask[...,None]).sum(1)/mask.sum(1, keepdim=True) # a sum of many states does not fit float16
+    return 1 - F.cosine_similarity(z.float().mean(1), mean, dim=-1)
 
 # %% ../nbs/16b_distill.ipynb #d1570011
 def check_length(
