@@ -83,6 +83,7 @@ class Distillation(Reader):
         check_length(room, K=K)
         if temperature < 1: raise InterlatError(f"temperature must be 1 or more, found {temperature}")
         self.student, self.temperature, self.clip = student, temperature, clip
+        self.config = student.config # Trainer writes the special tokens of the tokenizer into it, which is the student's
         self.train(student.training)
 
     def train(self, mode=True):
