@@ -56,8 +56,8 @@ def direction_rows(
     mask:Tensor, # (B, L) bool, True = real
 )->Tensor: # (B,) in [0, 2]
     "`1 - cos` of the mean states (Du et al. 2025, §4)."
-    mean = (h*mask[...,None]).sum(1)/mask.sum(1, keepdim=True)
-    return 1 - F.cosine_similarity(z.float().mean(1), mean.float(), dim=-1)
+    mean = (h.float()*mask[...,None]).sum(1)/mask.sum(1, keepdim=True) # a sum of many states does not fit float16
+    return 1 - F.cosine_similarity(z.float().mean(1), mean, dim=-1)
 
 # %% ../nbs/16b_distill.ipynb #d1570011
 def check_length(
@@ -82,6 +82,7 @@ class Distillation(Reader):
         check_length(room, K)
         if temperature < 1: raise InterlatError(f"temperature must be 1 or more, found {temperature}")
         self.student, self.temperature, self.clip = student, temperature, clip
+        self.config = student.config # Trainer writes the special tokens of the tokenizer into it, which is the student's
         self.train(student.training)
 
     def train(self, mode=True):

@@ -85,7 +85,7 @@ class Reader(nn.Module):
     @property
     def head(self): return self.actor.base_model.get_output_embeddings()
     @property
-    def slice(self): return max(1, SLICE//self.config.get_text_config().vocab_size)
+    def slice(self): return max(1, SLICE//self.actor.config.get_text_config().vocab_size)
 
 # %% ../nbs/12c_objective.ipynb #0371a8d2
 class Objective(Reader):

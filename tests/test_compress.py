@@ -158,6 +158,8 @@ def test_only_the_student_learns_and_the_actor_drops_nothing(world, tmp_path, mo
     assert actor.processor.hidden_mha.dropout == .1
     assert all(torch.equal(v, before.state_dict()[k]) for k, v in actor.state_dict().items()) and actor.state_dict().keys() == before.state_dict().keys()
     assert not any(p.requires_grad or p.grad is not None for p in actor.parameters())
+    named = ('eos_token_id', 'pad_token_id', 'bos_token_id', 'use_cache')
+    assert [getattr(actor.config, k) for k in named] == [getattr(before.config, k) for k in named], "Trainer's business is the student's configuration"
     held = {id(p) for group in trainer.optimizer.param_groups for p in group['params']}
     assert held == {id(p) for p in trainer.model.student.parameters()}
     start = load_file(world/'sender'/'model.safetensors')

@@ -102,6 +102,7 @@ def test_company_and_padding_change_no_message(rows, K, extra):
     assert_close(z, torch.stack([slow(s, p, K) for p, _ in rows]).detach(), atol=1e-6, rtol=0)
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.booleans(), min_size=6, max_size=6).filter(any), min_size=1, max_size=4))
 def test_left_padding_keeps_the_tokens_and_their_order(mask):
     mask = torch.tensor(mask)
