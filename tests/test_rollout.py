@@ -10,6 +10,7 @@ from interlat.core import InterlatError, asset
 from interlat.decode import Speaker
 from interlat.lm import encode_chat, load_lm
 from interlat.message import LatentMessage
+from interlat.decode import *
 from interlat.rollout import *
 
 SHORT = dict(max_new_tokens=6, max_steps=4, progress=False)
