@@ -169,6 +169,8 @@ class Seat:
     seed:int=0 # of this seat's samples, if there is sampling
     read:list[int]=field(default_factory=list) # ids whose keys and values are in the cache
     extra:int=0 # positions of the message and its marks
+    written:int=0 # tokens of what it said last, the end token included
+    ended:bool=False # did that come to its end, or was it cut off
 
     def __post_init__(self): self.generator = torch.Generator().manual_seed(self.seed)
 
@@ -265,5 +267,5 @@ class Speaker:
             live = [on and row[-1] not in self.ends and len(row) < self.max_new_tokens for on,row in zip(live, new)]
             if not any(live): break
             hidden = self._read(self.rows, self._embed(ids)[:,None], torch.tensor(live, device=ids.device)[:,None])
-        for seat, row in zip(self.seats, new): seat.read = seat.chat.input_ids + row[:-1]
+        for seat, row in zip(self.seats, new): seat.read, seat.written, seat.ended = seat.chat.input_ids + row[:-1], len(row), row[-1] in self.ends
         return [self.tokenizer.decode(row, skip_special_tokens=True) for row in new]

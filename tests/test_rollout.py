@@ -7,10 +7,9 @@ import interlat.gamebatch
 from interlat.alfworld import GameEnv
 from interlat.collect import generate_messages, greedy_config, through_end
 from interlat.core import InterlatError, asset
-from interlat.decode import Speaker
+from interlat.decode import Speaker, message_embeds
 from interlat.lm import encode_chat, load_lm
 from interlat.message import LatentMessage
-from interlat.decode import *
 from interlat.rollout import *
 
 SHORT = dict(max_new_tokens=6, max_steps=4, progress=False)
