@@ -203,7 +203,7 @@ def run_conditions(
     first:Contender, # who meets the conditions in `VARIANTS`: an actor, the sender's messages, the tokenizer
     tasks:list[Task], # what is done under each condition
     conditions:list[str], # names in `VARIANTS` or in `actors`
-    log:Log, # where the results are, and go
+    open_log, # function that opens the `Log` of the results, once all else is in order
     how, # dataclass with fields `temperature` and `seed`: how it is done
     work, # function of (`Contender`, tasks, their messages, channel, `how` with its seed) that yields a result for each task
     actors:dict|None=None, # for more conditions: the actors of `no_cot` and `cot_full`, a `Contender` for any other
@@ -214,6 +214,7 @@ def run_conditions(
     actors = actors or {}
     contenders = _contenders(conditions, first, actors)
     _check_games(tasks, contenders)
+    log = open_log()
     _check_settings(log.path.parent, _settings(first, contenders, actors, how), bool(log.done))
     rounds = [*_rounds(tasks, contenders, seeds, how.temperature, log)]
     for c, seed, todo, other in rounds:
@@ -240,4 +241,4 @@ def evaluate(
     progress, how = playing.pop('progress', True), Playing(**playing)
     games = [g if isinstance(g, Task) else game_task(g) for g in games]
     def work(who, todo, messages, channel, how): return (episode for _, episode in play(who.actor, who.tokenizer, todo, messages, channel, **asdict(how)))
-    return as_games(run_conditions(Contender(actor, store=store, tokenizer=tokenizer), games, conditions, GameLog(Path(out)/'games.csv'), how, work, actors, seeds, progress))
+    return as_games(run_conditions(Contender(actor, store=store, tokenizer=tokenizer), games, conditions, lambda: GameLog(Path(out)/'games.csv'), how, work, actors, seeds, progress))
