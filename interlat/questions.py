@@ -21,7 +21,7 @@ from .tasks import *
 from .boxed import *
 from .mathtask import *
 from .gamelog import *
-from .answer import *
+from .answering import *
 from .evaluate import *
 
 # %% ../nbs/15d_questions.ipynb #15d00005
