@@ -85,7 +85,7 @@ def write_accuracy(
     "Write `accuracy.csv`, `accuracy_by_level.csv`, `accuracy_by_subject.csv`, `paired.csv` and `effects.csv` (all questions, then by level) beside `answers.csv`. Raises `InterlatError` if there is none."
     samples = read_answers(Path(out)/'answers.csv')
     runs = runs_of(samples)
-    tables = dict(accuracy=accuracy(samples), accuracy_by_level=accuracy(samples, 'level'), accuracy_by_subject=accuracy(samples, 'task_type'), paired=paired(runs), effects=effects(runs, 'level'))
+    tables = dict(accuracy=accuracy(samples), accuracy_by_level=accuracy(samples, 'level'), accuracy_by_subject=accuracy(samples, 'task_type'), paired=paired(runs), effects=effects(runs, 'level', 'question'))
     for name, t in tables.items():
         with writing(path := Path(out)/f'{name}.csv'): write_atomic(path, t.to_csv(index=False))
     return tables['accuracy']
