@@ -56,8 +56,8 @@ class ActorTrainer(TokenTrainer):
     def with_negatives(self, batch):
         "`batch` with `negative`, and behind its own messages those that `negative` points to in other processes."
         n, first = len(batch['task']), len(batch['task'])*self.accelerator.process_index
-        task, kind = (self.accelerator.gather(batch[k]) for k in ('task', 'kind'))
-        negative = choose_negatives(task, kind, self.args.negatives)[first:first+n] - first
+        task, origin, kind = (self.accelerator.gather(batch[k]) for k in ('task', 'origin', 'kind'))
+        negative = choose_negatives(origin, kind, self.args.negatives)[first:first+n] - first
         away = (negative < 0) | (negative >= n)
         if away.any():
             own = [h[m] for h,m in zip(batch['h'], batch['message_mask'])]
@@ -123,7 +123,7 @@ def probe_batch(trainer):
     "The first held-out conversations as one batch, with negatives."
     data = trainer.eval_dataset
     batch = trainer.data_collator([data[i] for i in range(min(PROBED, len(data)))])
-    return batch | dict(negative=choose_negatives(batch['task'], batch['kind'], trainer.args.negatives))
+    return batch | dict(negative=choose_negatives(batch['origin'], batch['kind'], trainer.args.negatives))
 
 # %% ../nbs/13_train.ipynb #b3793817
 def train_actor(

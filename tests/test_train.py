@@ -24,7 +24,7 @@ def scene(tmp_path_factory):
 
 def collated(data, tok, n):
     batch = ActorCollator(tok.pad_token_id)([data[i] for i in range(n)])
-    return batch | dict(negative=choose_negatives(batch['task'], batch['kind']))
+    return batch | dict(negative=choose_negatives(batch['origin'], batch['kind']))
 
 
 @torch.no_grad()
