@@ -30,7 +30,7 @@ def fields(found): return [row for _, row in found]
 def test_files(tmp_path, name, unit):
     path = write(tmp_path/name, ROWS)
     assert read_rows(path) == read_rows(str(path)) == [(f'{path}, {unit} {n}', row) for n, row in enumerate(ROWS, 1)]
-    with pytest.raises(InterlatError, match=f"{name} is one file without splits, found split='test'; leave it out"): read_rows(path, 'test')
+    with pytest.raises(InterlatError, match=f"{name} is one file without splits, found split='test'; wanted split=''"): read_rows(path, 'test')
 
 
 def test_blank_lines_count_and_other_systems_files_are_read(tmp_path):
