@@ -12,6 +12,7 @@ import json, re
 from pathlib import Path
 
 from .core import *
+from .rows import *
 
 # %% ../nbs/03_tasks.ipynb #b797b8d5
 ROLES = ('system', 'user', 'assistant')
@@ -121,7 +122,6 @@ def _opening(turns):
 
 def _eto_task(row, where, n, task_type):
     "The task of an ETO row."
-    if not isinstance(row, dict): raise InterlatError(f"{where} is {row!r:.80}; wanted an object with `conversations`")
     turns = _turns(row, where)
     for name in ('id','game_file','task_id','task_type'):
         if not isinstance(row.get(name, ''), str) and not (name.endswith('id') and type(row[name]) is int):
@@ -132,26 +132,15 @@ def _eto_task(row, where, n, task_type):
     return Task(task_id, row.get('task_type') or (folder[1] if folder else task_type), _opening(turns), turns=turns, source=source)
 
 # %% ../nbs/03_tasks.ipynb #3a51c0d6
-def _parsed(text, where):
-    try: return json.loads(text)
-    except json.JSONDecodeError as e: raise InterlatError(f"{where} is not JSON: {e}") from e
-
-def _rows(path):
-    "Each row of a JSON list, or of JSON lines, with its name and number."
-    text = check_file(path, 'conversation file').read_text(encoding='utf-8')
-    if text.lstrip().startswith('['): return [(f'{path}, row {n}', n, row) for n,row in enumerate(_parsed(text, path), 1)]
-    lines = [(f'{path}, line {n}', n, line) for n,line in enumerate(text.split('\n'), 1) if line.strip()]
-    return [(where, n, _parsed(line, where)) for where,n,line in lines]
-
 def load_conversations(
-    path:str|Path, # `.json` file with a list of rows, or `.jsonl` with one a line
+    path:str|Path, # file with a list of rows in JSON, one row a line, or Parquet
     task_type:str='conversation', # of rows that have no `task_type` and no game's folder in `game_file`
 )->list[Task]: # without plans; the prompt is the conversation's opening, `source` the row's `game_file`
     """Read ETO-style conversations. A task's id is its row's `id`, `game_file` or `task_id`, else the row's number; a last turn of the human is dropped.
     Raises `InterlatError` that names the row, the turn and the field at fault, or the id found twice."""
     tasks, seen = [], {}
-    for where,n,row in _rows(path):
-        task = _eto_task(row, where, n, task_type)
+    for where,row in read_rows(check_file(path, 'conversation file')):
+        task = _eto_task(row, where, where.split(' ')[-1], task_type)
         if task.task_id in seen: raise InterlatError(f"{where}: id {task.task_id!r} stands in {seen[task.task_id].split(', ')[-1]} already")
         seen[task.task_id] = where
         tasks.append(task)
