@@ -26,9 +26,10 @@ def parse(
         def error(self, message): raise InterlatError(f"{message}; see {self.prog} --help")
     data, types = data or {}, types if isinstance(types, tuple) else (types,)
     named = argv[0] if argv[:1] and argv[0] in data else ''
-    kind = data.get(named or default) or (next(iter(data.values())) if {'-h', '--help'} & set(argv) else ()) if data else ()
+    kind = named or default or ('' if not {'-h', '--help'} & set(argv) else next(iter(data), ''))
+    own = data.get(kind, ())
     usage = ' '.join(['%(prog)s', *([('[{}]' if default else '{}').format(' | '.join(data))] if data else []), '[flags | arguments.yaml]'])
-    parser = Parser((*types, *(kind if isinstance(kind, tuple) else (kind,))), description=about, usage=usage)
+    parser = Parser((*types, *(own if isinstance(own, tuple) else (own,))), description=about, usage=usage)
     if data and not kind: parser.error(f"the first word must be {' or '.join(data)}, found {argv[0] if argv else 'nothing'}")
     if named: argv = argv[1:]
     if len(argv) == 1 and Path(argv[0]).suffix in ('.yaml', '.json'): return _from_file(parser, argv[0])

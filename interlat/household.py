@@ -42,4 +42,4 @@ def sender_name(
     seed:int=0, # of the sampling, if there is any
 )->str:
     "The model with what makes it write as it does."
-    return f'{model}, {view} view' + (f', temperature {temperature:g}, seed {seed}' if temperature else '')
+    return sender_label(model, f'{view} view', temperature, seed)

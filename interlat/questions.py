@@ -73,13 +73,13 @@ def answer_finder(
 @dataclass(frozen=True)
 class Examination(Answering):
     "How questions are answered and graded. Raises `InterlatError` for numbers that make no sense."
-    limit:float=5. # seconds to compare an answer with the reference
+    time_limit:float=5. # seconds to compare an answer with the reference
     pattern:str='' # regular expression whose last match is the answer, or its first group; empty: the last box
     workers:int=2 # processes that grade
 
     def __post_init__(self):
         super().__post_init__()
-        if self.limit <= 0: raise InterlatError(f"limit must be a positive number of seconds, found {self.limit}")
+        if self.time_limit <= 0: raise InterlatError(f"time_limit must be a positive number of seconds, found {self.time_limit}")
         if self.workers < 1: raise InterlatError(f"workers must be 1 or more, found {self.workers}")
         answer_finder(self.pattern)
 
@@ -98,7 +98,7 @@ def evaluate_answers(
     "Answer each question under each condition (Du et al. 2025, §5), those that are missing in `out`. Raises `InterlatError` for bad input."
     progress, how = how.pop('progress', True), Examination(**how)
     if bare := [t.task_id for t in tasks if not t.answer]: raise InterlatError(f"{len(bare)} of {len(tasks)} tasks have no reference answer, {bare[0]} the first; answers cannot be graded without")
-    with Grader(how.workers, how.limit) as grader:
+    with Grader(how.workers, how.time_limit) as grader:
         def work(who, todo, messages, channel, how):
             asked = {k: v for k,v in asdict(how).items() if k in Answering.__dataclass_fields__}
             for batch in answer(who.actor, who.tokenizer, todo, messages, channel, **asked): yield from _graded(grader, how.pattern, [(todo[i], answers) for i, answers in batch])

@@ -110,16 +110,17 @@ def test_training_takes_the_original_codes_flags(world, tmp_path, monkeypatch, c
     from interlat.arguments import parse
     from interlat.recipe import ActorConfig
     from interlat.train import ActorArguments
-    from interlat.training import TrainingData
+    from interlat.sources import SOURCES
+    from interlat.training import Messages
     given = dict(model_name_or_path='m', data_path='d.json', hidden_data_path='h', output_dir=str(tmp_path), num_train_epochs=3, plan_similarity_weight=.3,
                  random_contrast_weight=.05, prepended_length=900, warmup_ratio=.1, evaluation_strategy='no', model_max_length=512, bf16=False)
     (tmp_path/'a.json').write_text(json.dumps(given))
     (tmp_path/'a.yaml').write_text(''.join(f'{k}: {v}\n' for k, v in given.items()))
     for argv in ([f'--{k}={v}' for k, v in given.items()], [str(tmp_path/'a.json')], [str(tmp_path/'a.yaml')]):
-        model, data, args = parse((ActorConfig, TrainingData, ActorArguments), argv, '')
-        assert (model.prepended_length, data.hidden_data_path, args.alignment_weight, args.alignment_weight_start) == (900, 'h', .3, .1)
+        model, messages, args, data = parse((ActorConfig, Messages, ActorArguments), argv, '', SOURCES, 'alfworld')
+        assert (model.prepended_length, messages.hidden_data_path, args.alignment_weight, args.alignment_weight_start) == (900, 'h', .3, .1)
         assert (args.separation_weight, args.separation_weight_start, args.warmup_steps, args.max_length, args.num_train_epochs) == (.05, .05, .1, 512, 3)
-    model, data, args = parse((ActorConfig, TrainingData, ActorArguments), ['--model_name_or_path=m', f'--output_dir={tmp_path}'], '')
+    model, messages, args = parse((ActorConfig, Messages, ActorArguments), ['--model_name_or_path=m', f'--output_dir={tmp_path}'], '')
     paper = dict(learning_rate=1e-5, warmup_steps=.03, per_device_train_batch_size=16, separation_weight=1., separation_weight_start=.1, alignment_weight=.2,
                  alignment_weight_start=.1, validation_split=.05, kl_direction='reverse', pure_latents=0., negatives='any', adaptive_weights=False)
     assert {k: getattr(args, k) for k in paper} == paper and str(args.optim).split('.')[-1].lower().startswith('adamw')

@@ -20,7 +20,8 @@ from interlat.message import LatentMessage, MessageStore
 from interlat.reason import LatentStudent, collect_latents, latent_reason
 from interlat.tasks import save_conversations
 from interlat.trainer import TRAINED
-from interlat.training import TrainingData, compress_from
+from interlat.sources import GameData
+from interlat.training import Messages, compress_from
 
 COMMAND = "import sys; sys.argv[0] = 'interlat-{0}'; from interlat.cli import main_{0}; main_{0}()"
 PARTS = ('ce', 'preference', 'direction')
@@ -46,11 +47,11 @@ def world(tmp_path_factory):
 
 
 def config(world, **kw): return StudentConfig(**{**dict(student_model_name_or_path=str(world/'sender'), teacher_model_name_or_path=str(world/'actor'), K=4), **kw})
-def data(world): return TrainingData(str(world/'games'), str(world/'store'))
+def data(world): return GameData(str(world/'games')), Messages(str(world/'store'))
 def settings(out, **kw):
     base = dict(max_steps=4, use_cpu=True, per_device_train_batch_size=4, learning_rate=1e-3, logging_steps=1, disable_tqdm=True, validation_split=0., save_strategy='no')
     return CompressionArguments(str(out), **{**base, **kw})
-def trained(world, out, student=None, **kw): return compress_from(config(world, **(student or {})), data(world), settings(out, **kw))
+def trained(world, out, student=None, **kw): return compress_from(config(world, **(student or {})), *data(world), settings(out, **kw))
 def flags(world, out, **kw):
     base = dict(student_model_name_or_path=world/'sender', teacher_model_name_or_path=world/'actor', data_path=world/'games', hidden_data_path=world/'store', output_dir=out, K=4, max_steps=4,
                 use_cpu='true', per_device_train_batch_size=4, learning_rate=1e-3, logging_steps=1, disable_tqdm='true', validation_split=0, save_strategy='no')
@@ -211,7 +212,7 @@ def test_the_originals_flags_and_files(world, tmp_path, monkeypatch, capsys):
                  model_max_length=900, per_device_train_batch_size=2, evaluation_strategy='no', num_train_epochs=1, max_steps=2, logging_steps=1, bf16='false', use_cpu='true', output_dir=tmp_path/'student')
     words = [x for k, v in given.items() for x in (f'--{k}', str(v))]
     (tmp_path/'a.yaml').write_text(''.join(f'{k}: {v}\n' for k, v in given.items()))
-    kinds = (StudentConfig, TrainingData, CompressionArguments)
+    kinds = (StudentConfig, Messages, CompressionArguments, GameData)
     plain, yaml = (parse(kinds, argv, '') for argv in (words, [str(tmp_path/'a.yaml')]))
     for a, b in zip(plain[:2], yaml[:2]): assert a == b
     for args in (plain[2], yaml[2]):

@@ -19,7 +19,8 @@ from interlat.message import MessageStore
 from interlat.recipe import ActorConfig
 from interlat.train import ActorArguments, ActorTrainer, check_training, last_checkpoint
 from transformers import Trainer
-from interlat.training import TrainingData, open_messages, train_from, whole_weights
+from interlat.sources import GameData
+from interlat.training import Messages, open_messages, train_from, whole_weights
 
 TRAIN = ['-c', "import sys; sys.argv[0] = 'interlat-train'; from interlat.cli import main_train; main_train()"]
 
@@ -56,7 +57,7 @@ def curve(folder):
 def trained(world, out, config=(), **kw):
     "A run in this process."
     args = dict(max_steps=4, use_cpu=True, per_device_train_batch_size=4, learning_rate=1e-3, logging_steps=1, disable_tqdm=True, probe_steps=0, validation_split=0)
-    return train_from(ActorConfig(str(world/'lm'), prepended_length=9, **dict(config)), TrainingData(str(world/'games'), str(world/'store')), ActorArguments(str(out), **{**args, **kw}))
+    return train_from(ActorConfig(str(world/'lm'), prepended_length=9, **dict(config)), GameData(str(world/'games')), Messages(str(world/'store')), ActorArguments(str(out), **{**args, **kw}))
 
 
 def test_killed_and_started_again_it_ends_with_the_same_weights(world, tmp_path):
@@ -198,8 +199,10 @@ def test_a_checkpoint_is_an_actor(world, tmp_path):
 
 def test_what_does_not_fit_is_said_before_anything_is_loaded(world, tmp_path):
     def line(match, data=(), config=(), **kw):
+        data = dict(hidden_data_path=str(world/'store')) | dict(data)
+        messages = Messages(data.pop('hidden_data_path'))
         with pytest.raises(InterlatError, match=match):
-            train_from(ActorConfig(**{'model_name_or_path': str(tmp_path/'no model'), **dict(config)}), TrainingData(**{**dict(data_path=str(world/'games'), hidden_data_path=str(world/'store')), **dict(data)}),
+            train_from(ActorConfig(**{'model_name_or_path': str(tmp_path/'no model'), **dict(config)}), GameData(**{**dict(data_path=str(world/'games')), **data}), messages,
                        ActorArguments(str(tmp_path/'out'), use_cpu=True, **kw))
     line('no messages in', dict(hidden_data_path=str(tmp_path/'nothing')))
     line("no games in split 'valid_seen'", dict(split='valid_seen'))
