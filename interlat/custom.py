@@ -53,6 +53,7 @@ def _cell(row, role, name, where, needed):
     if missing and not needed: return ''
     if name not in row: raise InterlatError(f"{where}: field {name!r} is missing; its fields are {', '.join(row)}")
     number = role in NUMBERS and isinstance(value, int|float|Decimal) and not isinstance(value, bool) and abs(value) < inf
+    if number and role != 'answer' and value == value//1: return str(int(value))
     if number or isinstance(value, str) and (value.strip() or not needed): return str(value)
     raise InterlatError(f"{where}: field {name!r} is {value!r:.80}; wanted a text{' or a number' if role in NUMBERS else ''}")
 
