@@ -16,6 +16,7 @@ import pandas as pd
 from .core import *
 from .stats import *
 from .answers import *
+from .mathtask import *
 from .gamelog import *
 from .summary import *
 from .questions import *

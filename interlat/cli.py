@@ -210,34 +210,6 @@ def _others(args, load, actor):
         found[name] = Contender(actor, 'latent', MessageStore(folder, create=False))
     return found
 
-# %% ../nbs/21_cli.ipynb #ae550412
-def _figures(out, **figures):
-    "Save figures, made by functions. Raises `InterlatError` without plotly."
-    try: from interlat.viz import save_figure
-    except ImportError as e: raise InterlatError(f"the tables are in {out}; the figures need plotly and kaleido ({e}): pip install 'interlat[viz]'") from e
-    for name, make in figures.items(): save_figure(make(), Path(out)/'figures'/name)
-
-def _report(out, table, runs, by, what):
-    "Print a table and the effects, save the figures, and say where all is. `runs` are rows as `interlat.summary` takes them."
-    from interlat.summary import effects, summarise
-    from interlat import viz
-    print(table.round(3).to_string(index=False))
-    told = effects(runs, what=what)
-    print(*told.sentence, sep='\n')
-    _figures(out, success_by_condition=lambda: viz.success_by_condition(summarise(runs), title=f"{'Games won' if what == 'game' else 'Questions answered'}, by what the actor is given"),
-             **(dict(effects_by_type=lambda: viz.effects_by_type(effects(runs, by, what))) if len(told) else {}))
-    print(f"tables: {out}/*.csv; figures: {out}/figures/*.png")
-
-def _report_games(out):
-    from interlat.gamelog import read_games
-    from interlat.summary import write_tables
-    _report(out, write_tables(out)[0], read_games(Path(out)/'games.csv'), 'task_type', 'game')
-
-def _report_answers(out):
-    from interlat.accuracy import runs_of, write_accuracy
-    from interlat.questions import read_answers
-    _report(out, write_accuracy(out), runs_of(read_answers(Path(out)/'answers.csv')), 'level', 'question')
-
 # %% ../nbs/21_cli.ipynb #bf660523
 def evaluate(
     argv:list[str], # words of the command line
@@ -250,6 +222,7 @@ def evaluate(
     from interlat.message import MessageStore
     from interlat.perturb import check_variant
     from interlat.questions import evaluate_answers
+    from interlat.report import report
     variants, seeds, games = several(args.variants), integers(args.seeds), isinstance(data, GameData)
     for name in variants:
         if name not in room.BASELINES: check_variant(name)
@@ -262,7 +235,7 @@ def evaluate(
     others = _others(args, load, actor)
     (room.evaluate if games else evaluate_answers)(actor, load_tokenizer(args.model_name_or_path), tasks, store or None, list(dict.fromkeys([*variants, *others])),
         args.output_dir, others, seeds, batch_size=args.batch_size, temperature=args.temperature, **vars(how))
-    (_report_games if games else _report_answers)(args.output_dir)
+    report(args.output_dir)
 
 def main_eval(): command(evaluate)
 

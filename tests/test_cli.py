@@ -204,6 +204,6 @@ def test_run_refuses(tmp_path, refused):
 
 def test_the_process_ends_with_status_2(tmp_path):
     code = "import sys; sys.argv[0] = 'interlat-collect'; from interlat.cli import main_collect; main_collect()"
-    done = subprocess.run([sys.executable, '-c', code, 'math'], cwd=tmp_path, env={'PYTHONPATH': str(ROOT)}, text=True, capture_output=True)
+    done = subprocess.run([sys.executable, '-c', code, 'chess'], cwd=tmp_path, env={'PYTHONPATH': str(ROOT)}, text=True, capture_output=True)
     assert done.returncode == 2
-    assert done.stderr.strip() == 'error: the first word must be alfworld, found math; see interlat-collect --help'
+    assert done.stderr.strip() == 'error: the first word must be alfworld or math or custom, found chess; see interlat-collect --help'
