@@ -16,6 +16,7 @@ from pathlib import Path
 from .core import *
 from .engine import APPLIANCES
 from .alfworld import *
+from .crew import *
 from .gamebatch import *
 
 # %% ../nbs/04dc_oracle.ipynb #93a3eaca

@@ -367,7 +367,7 @@ def test_evaluation_refuses_compressed_messages(world, unseen, tmp_path, monkeyp
     assert f"no messages in {tmp_path/'nothing'}" in line(f"K=4={tmp_path/'nothing'}")
     assert "condition 'latent' is built in" in line(f"latent={world/'unseen'}")
     assert "gives condition 'a' a second time" in line(f"a={world/'unseen'}", f"a={world/'store'}")
-    assert '4 of 4 games have no message' in line(f"K=4={world/'store'}")
+    assert '4 of 4 tasks have no message' in line(f"K=4={world/'store'}")
     wide = MessageStore(tmp_path/'wide', sender='wide')
     wide.append([LatentMessage(torch.zeros(2, 48), [1, 2], 'go', t, 'wide') for t in MessageStore(world/'unseen').task_ids()])
     assert 'has width 48, wanted width 32' in line(f"wide={tmp_path/'wide'}")

@@ -5,6 +5,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+import interlat.crew
 from interlat import gamebatch
 from interlat.alfworld import ENGINES, GameEnv, GameStep, generate_games, read_game
 from interlat.core import InterlatError
@@ -110,13 +111,13 @@ def test_a_game_that_kills_its_worker_twice_is_an_error_step(files, monkeypatch)
     crash = GameBatch(files[:4], workers=2)
     crash.reset()
     started = []
-    real = gamebatch._start
-    def starts_and_dies(name): # the worker of game 1 and 3 does not live to answer its next two calls
-        worker = real(name)
+    real = interlat.crew._start
+    def starts_and_dies(name, *settings): # the worker of game 1 and 3 does not live to answer its next two calls
+        worker = real(name, *settings)
         started.append(name)
         if len(started) < 3: worker[0].kill()
         return worker
-    monkeypatch.setattr(gamebatch, '_start', starts_and_dies)
+    monkeypatch.setattr(interlat.crew, '_start', starts_and_dies)
     os.kill(crash._crew.pids()[1], signal.SIGKILL)
     psutil.wait_procs([p for p in psutil.Process().children() if p.pid == crash._crew._workers[1][0].pid], 5)
     seen = crash.step(['look']*4)

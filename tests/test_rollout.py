@@ -7,7 +7,7 @@ import interlat.gamebatch
 from interlat.alfworld import GameEnv
 from interlat.collect import generate_messages, greedy_config, through_end
 from interlat.core import InterlatError, asset
-from interlat.decode import Speaker
+from interlat.decode import Speaker, message_embeds
 from interlat.lm import encode_chat, load_lm
 from interlat.message import LatentMessage
 from interlat.rollout import *
