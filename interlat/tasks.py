@@ -9,8 +9,6 @@ __all__ = ['ROLES', 'SPEAKERS', 'TASK_MARK', 'Task', 'check_turns', 'further_sam
 # %% ../nbs/03_tasks.ipynb #7027456d
 from dataclasses import dataclass, asdict, field, replace
 import json, re
-from collections import Counter
-from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from .core import *
@@ -36,15 +34,8 @@ class Task:
     def origin(self)->str: return self.sample_of or self.task_id # the task itself, whichever sample this is
 
     def __post_init__(self):
-        for name,value in vars(self).items():
-            if name not in ('prompt','turns') and not isinstance(value, str): raise InterlatError(f"`{name}` of task {self.task_id} is {value!r:.80}; wanted a text")
         check_turns(self.prompt, f'prompt of task {self.task_id}', last='user')
         if self.turns: check_turns(self.turns, f'turns of task {self.task_id}', last='assistant')
-
-    @property
-    def origin(self)->str:
-        "`task_id` of the first sample of this task: its own, unless it is a further one."
-        return self.sample_of or self.task_id
 
     def __repr__(self): return f'Task({self.task_id!r}, {self.task_type}, {len(self.turns)//2} expert turns)'
 
@@ -94,18 +85,6 @@ def load_tasks(
         tasks.append(task)
     if not tasks: raise InterlatError(f'{path} holds no tasks')
     return tasks
-
-# %% ../nbs/03_tasks.ipynb #b42df18f
-def further_samples(
-    tasks:list[Task], # first samples
-    n:int, # samples of each task, 1 or more; 1 adds none
-)->list[Task]: # each task, then its samples `task_id#1` … `task_id#(n-1)`
-    "Each task `n` times. Raises `InterlatError` if a sample would get the id of another task."
-    if n < 1: raise InterlatError(f"samples of a task must be 1 or more, found {n}")
-    out = [s for t in tasks for s in (t, *(replace(t, task_id=f'{t.task_id}#{k}', sample_of=t.origin) for k in range(1, n)))]
-    ids = Counter(t.task_id for t in out)
-    if twice := [i for i,c in ids.items() if c > 1]: raise InterlatError(f"task_id {twice[0]!r} would be there {ids[twice[0]]} times; sample tasks that are not samples yet, each once")
-    return out
 
 # %% ../nbs/03_tasks.ipynb #3a51c0d2
 SPEAKERS = dict(system='system', human='user', user='user', gpt='assistant', assistant='assistant') # who a turn is from -> its role
