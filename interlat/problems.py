@@ -14,7 +14,7 @@ from .tasks import *
 # %% ../nbs/03b_problems.ipynb #03b00005
 @dataclass(frozen=True)
 class Problem:
-    "One question with its answer. Raises `InterlatError` for one without text or answer."
+    "One question with its answer. Raises `InterlatError` for one without text or answer, and for a field that is no text."
     problem_id:str # unique in its data set, e.g. 'test/algebra/12'
     text:str # the question, as every reader may see it
     answer:str # reference answer; in MATH what stands in the solution's last box
@@ -25,6 +25,8 @@ class Problem:
     known:str='' # what the sender alone is told; empty: nothing
 
     def __post_init__(self):
+        for name,value in vars(self).items():
+            if not isinstance(value, str): raise InterlatError(f"{name} of problem {self.problem_id!r} is {value!r:.80}; wanted a text")
         for name in ('problem_id', 'text', 'answer'):
             if not getattr(self, name).strip(): raise InterlatError(f"problem {self.problem_id!r} has no {name}")
 

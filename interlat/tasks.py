@@ -9,6 +9,7 @@ __all__ = ['ROLES', 'SPEAKERS', 'TASK_MARK', 'Task', 'check_turns', 'further_sam
 # %% ../nbs/03_tasks.ipynb #7027456d
 from dataclasses import dataclass, asdict, field, replace
 import json, re
+from collections import Counter
 from pathlib import Path
 
 from .core import *
@@ -34,6 +35,8 @@ class Task:
     def origin(self)->str: return self.sample_of or self.task_id # the task itself, whichever sample this is
 
     def __post_init__(self):
+        for name,value in vars(self).items():
+            if name not in ('prompt','turns') and not isinstance(value, str): raise InterlatError(f"{name} of task {self.task_id} is {value!r:.80}; wanted a text")
         check_turns(self.prompt, f'prompt of task {self.task_id}', last='user')
         if self.turns: check_turns(self.turns, f'turns of task {self.task_id}', last='assistant')
 
@@ -58,9 +61,12 @@ def further_samples(
     tasks:list[Task], # each once
     n:int, # samples of each, 1 or more
 )->list[Task]: # n times as many; the first samples are the tasks as they were
-    "Each task, followed by its further samples `id#1`, `id#2`, …; raises `InterlatError` for fewer than one."
+    "Each task, followed by its further samples `id#1`, `id#2`, …; raises `InterlatError` for fewer than one, and where a sample would get another task's id."
     if n < 1: raise InterlatError(f"a task needs 1 sample or more, found {n}")
-    return [replace(t, task_id=f'{t.task_id}#{k}', sample_of=t.origin) if k else t for t in tasks for k in range(n)]
+    out = [replace(t, task_id=f'{t.task_id}#{k}', sample_of=t.origin) if k else t for t in tasks for k in range(n)]
+    ids = Counter(t.task_id for t in out)
+    if twice := [i for i,found in ids.items() if found > 1]: raise InterlatError(f"task {twice[0]!r} would be there {ids[twice[0]]} times; sample each task once, and no samples")
+    return out
 
 # %% ../nbs/03_tasks.ipynb #8acde131
 def sender_label(
