@@ -23,9 +23,14 @@ help: ## list the targets
 setup: $(VENV)/.demo ## make .venv with what the demo needs (pinned)
 	@echo "$(VENV) is ready"
 
-demo: $(VENV)/.demo ## two models talk in hidden states: train, play, table and figures
-	@$(BIN)/interlat-run nbs/experiments/E01_demo.ipynb -f nbs/experiments/E01_demo.yaml \
-		--out data/runs/demo --figures figures/demo
+# make demo plays household games; make demo TASK=math answers questions.
+TASK ?= alfworld
+DEMO_alfworld := E01_demo.ipynb -f nbs/experiments/E01_demo.yaml --out data/runs/demo --figures figures/demo
+DEMO_math := E08_math.ipynb -f nbs/experiments/E08_math_demo.yaml --out data/runs/demo_math --figures figures/demo_math
+
+demo: $(VENV)/.demo ## two models talk in hidden states: train, play, table and figures (TASK=math: mathematics)
+	@[ -n "$(DEMO_$(TASK))" ] || { echo "TASK is alfworld or math, found $(TASK)" >&2; exit 2; }
+	@$(BIN)/interlat-run nbs/experiments/$(DEMO_$(TASK))
 
 smollm2: $(VENV)/.smollm2 ## SmolLM2-135M as sender and actor, a smoke run
 	@$(BIN)/interlat-run nbs/experiments/E04_smollm2.ipynb -f nbs/experiments/E04_smollm2_smoke.yaml \
