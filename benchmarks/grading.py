@@ -13,7 +13,7 @@ same       right answers against other ways to write them: \dfrac, spaces, decim
 Pairs that were judged wrongly are printed (with --show); the file of --out holds numbers only, no MATH text."""
 import argparse, json, random, re, tarfile, time
 from collections import Counter
-from fractions import Fraction
+from decimal import Decimal
 from pathlib import Path
 
 from interlat.answers import normalize_answer, read_answer
@@ -53,8 +53,6 @@ def wrong_neighbours(gold, rng):
         if value != 0: yield 'sign', f'-({plain})'
     digits = re.findall(r'\d', plain)
     if value is not None and len({*digits}) > 1:
-        order = digits[::-1]
-        turned = ''.join(order.pop() if c.isdigit() else c for c in reversed(plain))[::-1]
         turned = re.sub(r'\d', lambda m, it=iter(digits[::-1]): next(it), plain)
         other = plain_number(read_answer(turned))
         if other is not None and other != value: yield 'digits turned', turned
@@ -71,7 +69,7 @@ def wrong_neighbours(gold, rng):
 def same_written_otherwise(gold, rng):
     "(kind, answer) pairs that come to the right answer."
     answer = read_answer(gold)
-    yield 'spaces', re.sub(r'([-+=,])', r' \1 ', gold)
+    if '!' not in gold: yield 'spaces', re.sub(r'([-+=])', r' \1 ', gold)
     yield 'dollars', f'${gold}$'
     if r'\frac' in gold: yield 'dfrac', gold.replace(r'\frac', r'\dfrac')
     if '(' in gold and r'\left' not in gold and gold.count('(') == gold.count(')'): yield 'left and right', gold.replace('(', r'\left(').replace(')', r'\right)')
@@ -80,15 +78,15 @@ def same_written_otherwise(gold, rng):
         d = value.denominator
         while d % 2 == 0: d //= 2
         while d % 5 == 0: d //= 5
-        if d == 1: yield 'decimal', f'{float(value):.12f}'.rstrip('0')
+        if d == 1: yield 'decimal', str(Decimal(value.numerator)/Decimal(value.denominator))
         yield 'slash', f'{value.numerator}/{value.denominator}'
         yield 'not reduced', rf'\frac{{{3*value.numerator}}}{{{3*value.denominator}}}'
     part = take_apart(plain)
     if part.kind == 'value' and not answer.words and not re.search(r'infty|\\text|_', plain):
         yield 'sum', f'({plain}) + 0'
         yield 'half and half', rf'\frac{{2({plain})}}{{2}}'
-        if m := re.fullmatch(r'([^-+()]+)([-+])([^-+()]+)', plain): yield 'terms turned', ('-' if m[2] == '-' else '') + m[3] + '+' + m[1]
-    if part.kind == 'list' and all(p.kind == 'value' for p in part.parts): yield 'list turned', ', '.join(p.mark for p in reversed(part.parts))
+        if (m := re.fullmatch(r'([^-+()]+)([-+])([^-+()]+)', plain)) and m[1].count('{') == m[1].count('}'): yield 'terms turned', ('-' if m[2] == '-' else '') + m[3] + '+' + m[1]
+    if part.kind == 'list' and not answer.words and all(p.kind == 'value' for p in part.parts): yield 'list turned', ', '.join(p.mark for p in reversed(part.parts))
     if part.kind == 'tuple' and all(p.kind == 'value' for p in part.parts): yield 'in parts', plain[0] + ', '.join(f'{p.mark}+0' if 'infty' not in p.mark else p.mark for p in part.parts) + plain[-1]
     if not answer.name and part.kind == 'value': yield 'named', f'x = {plain}' if 'x' not in plain else f'y = {plain}'
 

@@ -125,7 +125,7 @@ def clash(
 
 # %% ../nbs/04fa_answers.ipynb #a05e000b
 _THOUSANDS = re.compile(r'(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\S)|\\[{}]|[()\[\]]')
-_NAME = re.compile(r"((?:[a-zA-Z]|\\(?:alpha|beta|gamma|theta|phi|varphi|lambda|mu|omega|angle [A-Z]+|overline\{[A-Z]+\}) ?|[A-Z]{2,3})(?:_[a-zA-Z\d]|_\{[a-zA-Z\d]+\})?'?(?:\([a-z\d]\))?)(=|\\in )(?=.)")
+_NAME = re.compile(r"((?:[a-zA-Z]|\\(?:alpha|beta|gamma|theta|phi|varphi|lambda|mu|omega|angle [A-Z]+|overline\{[A-Z]+\}) ?|[A-Z]{2,3})(?:_[a-zA-Z\d]|_\{[a-zA-Z\d]+\})?'?(?:\([a-z\d]\))?)(=|\\in(?![a-z]) ?)(?=.)")
 
 def _thousands(s):
     "Numbers without the commas between their thousands; in brackets a comma divides, unless a part would begin with 0."

@@ -99,7 +99,10 @@ def _exact_numbers(s):
         return r'\frac{%d}{%d}' % (int((m[1] or '0') + m[2] + m[3]) - int((m[1] or '0') + m[2]), 10**n*(10**k - 1))
     s = re.sub(r'(\d{0,50})\.(\d{0,50})\\overline\{(\d{1,50})\}', repeating, s)
     s = re.sub(r'(?<![\d.}])(\d{1,300})\.(\d{1,300})(?![\d.])', lambda m: r'\frac{%d}{%d}' % (int(m[1] + m[2]), 10**len(m[2])), s)
-    s = re.sub(r'(^|[-+=(\[,{&])(\d+)\\frac\{(\d+)\}\{(\d+)\}(?![\d\^!])', r'\1(\2+\\frac{\3}{\4})', s)
+    proper = lambda m: int(m[2]) < int(m[3])
+    s = re.sub(r'(?<![\d.])(\d{1,300})\\frac\{(\d{1,300})\}\{(\d{1,300})\}(?![\d\^!])', lambda m: rf'({m[1]}+\frac{{{m[2]}}}{{{m[3]}}})' if proper(m) and s[:m.start()][-1:] in tuple('-+=([,{&') + ('',) else rf'{m[1]}\cdot \frac{{{m[2]}}}{{{m[3]}}}', s)
+    s = re.sub(r'\^-(\d+|[a-zA-Z])', r'^{-\1}', re.sub(r'(?<=\d)\\binom', r'\\cdot \\binom', s))
+    s = re.sub(r'(\)|(?<![_^\d])\d+(?!\d))(?=\(|(?<=\))\\frac|(?<=\))\d)', r'\1\\cdot ', s) # math-verify adds 2(3) up
     return re.sub(r'(\d+)\^\\circ', r'\\frac{\1\\pi}{180}', s)
 
 def read_value(
@@ -141,7 +144,8 @@ def same_value(
     x, y = read_value(a), read_value(b)
     kinds = [isinstance(v, sympy.Expr) for v in (x, y)]
     if x is None or y is None or not all(kinds) or x.has(sympy.Float, sympy.nan, sympy.zoo) or y.has(sympy.Float, sympy.nan, sympy.zoo): return False
-    if (x.free_symbols or y.free_symbols) and (_letters(a) != _letters(b) or any(c.lower() in _letters(a) for c in _letters(a) if c.isupper())): return False
+    letters = _letters(a) | _letters(b)
+    if x.free_symbols and y.free_symbols and _letters(a) != _letters(b) or any(c.isupper() and c.lower() in letters for c in letters): return False # math-verify has no capitals
     if x.is_Rational and y.is_Rational: return bool(x == y)
     if _near(x, y) is False: return False
     return any(verify(*pair, timeout_seconds=None) for pair in ((x, y), (y, x)))
