@@ -59,6 +59,8 @@ def take_apart(
     s = s.strip()
     pieces, signs = _cut(s, {',', ';'})
     inner = lambda pieces: tuple(take_apart(p, deep - 1) for p in pieces)
+    if s in (r'\emptyset', r'\{\}'): return Part('verbatim', r'\emptyset')
+    if s == r'\mathbb{R}': s = r'(-\infty,\infty)'
     if not deep or r'\text' in s or re.search(r'[\dA-Z)]_[\d{]|\d\\ \d', s): return Part('verbatim', s)
     if signs or r'\pm' in s and not _cut(s, _RELATION)[1]: return Part('list', '', inner(x for p in pieces if p for x in _both(p)))
     if m := _MATRIX.fullmatch(s):
@@ -74,7 +76,7 @@ def take_apart(
     if ':' in s and (times := _cut(s, {':'}))[1]: return Part('colon', '', inner(times[0]))
     sides, signs = _cut(s, _RELATION - {':', '|'})
     if signs: return _relation(inner(sides), signs)
-    return Part('verbatim' if re.fullmatch(r'-?[a-zA-Z]', s) else 'value', s)
+    return Part('verbatim' if re.fullmatch(r'-?[a-df-hj-zA-Z]', s) else 'value', s)
 
 def _relation(sides, signs):
     "A relation, turned so that it says less than and not more than."
@@ -189,12 +191,24 @@ def _values(part, other):
     if named(other) or len(named(part)) < len(part.parts) or {(x.mark, x.parts[0].kind, x.parts[0]) for x in part.parts} != {('=', 'verbatim', part.parts[0].parts[0])}: return part.parts
     return tuple(x.parts[-1] for x in part.parts)
 
+def _interval(part):
+    "The interval that an inequality leaves to its variable, else the part itself."
+    letter = lambda p: p.kind == 'verbatim' and re.fullmatch('[a-zA-Z]', p.mark)
+    signs, sides, infinity = part.mark.split(), part.parts, r'\infty'
+    if part.kind != 'relation' or not {*signs} <= {'<', r'\le'}: return part
+    if len(sides) == 2: # the missing end is open
+        if letter(sides[0]): signs, sides = ['<', *signs], (Part('value', '-' + infinity), *sides)
+        elif letter(sides[1]): signs, sides = [*signs, '<'], (*sides, Part('value', infinity))
+    if len(sides) != 3 or not letter(sides[1]): return part
+    return Part('tuple', ('(' if signs[0] == '<' else '[') + (')' if signs[1] == '<' else ']'), (sides[0], sides[2]))
+
 def same_part(
     a:Part, # as `take_apart` gives it
     b:Part,
 )->bool:
     "Whether two parts of answers come to the same."
     if a == b: return True
+    if {a.kind, b.kind} == {'relation', 'tuple'}: a, b = _interval(a), _interval(b)
     kinds = {a.kind, b.kind}
     if kinds <= {'list', 'set'} or kinds == {'union'}: return len(a.parts) == len(b.parts) and _paired(_values(a, b), _values(b, a))
     if 'list' in kinds or 'set' in kinds:
