@@ -5,7 +5,7 @@ r"""The grader on the MATH problems: every box, every answer against itself, and
 FOLDER_OR_TAR holds the problems as they were published: `MATH/{train,test}/<subject>/<number>.json`. The steps:
 
 boxes      `extract_boxed(solution)` of all problems: how many have no box, or nothing in it
-itself     each right answer against itself; the different ones once more without that short cut, as math-verify sees them
+itself     each right answer against itself; and of the different ones, how many math-verify by itself reads and finds equal to themselves
 different  --n pairs of two problems' answers whose values differ: their spellings do, and their numbers too where both are numbers
 hard       right answers against their own wrong neighbours: plus one, sign, digits in another order, other brackets, other letters
 same       right answers against other ways to write them: \dfrac, spaces, decimals, sums and lists in another order
@@ -19,9 +19,10 @@ from pathlib import Path
 from interlat.answers import normalize_answer, read_answer
 from interlat.boxed import extract_boxed
 from interlat.core import InterlatError, check_file, cli, write_atomic
-from interlat.mathtask import Grader, grade_counts
+from interlat.crew import Crew
+from interlat.mathtask import MEMORY, Grader, grade_counts, warm
 from interlat.runs import machine
-from interlat.values import plain_number, take_apart
+from interlat.values import math_verify_alone, plain_number, take_apart
 
 
 def problems(path):
@@ -91,6 +92,14 @@ def same_written_otherwise(gold, rng):
     if not answer.name and part.kind == 'value': yield 'named', f'x = {plain}' if 'x' not in plain else f'y = {plain}'
 
 
+def alone(golds, workers, limit):
+    "How many answers math-verify by itself reads, and finds equal to themselves."
+    crew = Crew(workers, memory=MEMORY, warm=warm)
+    try: said = [a for _, a in crew.each([(None, math_verify_alone, (g,)) for g in golds], limit) if isinstance(a, tuple)]
+    finally: crew.close()
+    return dict(n=len(golds), read=sum(r for r, _ in said), equal=sum(e for _, e in said))
+
+
 def judged(grader, triples, wanted, show):
     "How many of the (kind, gold, answer) triples were judged as `wanted`: totals, and the wrong ones of each kind."
     grades = grader.grade([(gold, answer) for _, gold, answer in triples])
@@ -112,6 +121,8 @@ def benchmark(data_path, n=2000, seed=0, workers=2, limit=5., show=20):
         itself = grader.grade([(g, g) for g in golds])
         out['itself'] = dict(n=len(golds), exact=sum(g.exact for g in itself), equivalent=sum(g.equivalent for g in itself))
         print('each against itself: {exact} exact and {equivalent} equivalent of {n}'.format(**out['itself']))
+        out['alone'] = alone(unique, workers, limit)
+        print('math-verify by itself reads {read} of {n} different ones and finds {equal} equal to themselves'.format(**out['alone']))
         few = rng.sample(unique, min(n, len(unique)))
         steps = dict(different=([('other', a, b) for a, b in different(golds, n, rng)], False),
                      hard=([(kind, g, w) for g in few for kind, w in wrong_neighbours(g, rng) if w != normalize_answer(g)], False),
