@@ -89,7 +89,7 @@ $(VENV)/.base:
 $(VENV)/.demo: $(VENV)/.base $(PINS)
 	@echo "==> installing the demo's packages, torch among them (a few minutes; log: $(VENV)/pip.log)"
 	@$(PIP) pip setuptools wheel | $(TELL)
-	@$(PIP) --no-build-isolation -e '.[viz,probe,runs]' | $(TELL)
+	@$(PIP) --no-build-isolation -e '.[viz,probe,runs,math]' | $(TELL)
 	@$(PIP) --no-deps alfworld | $(TELL)
 	@touch $@
 

@@ -5,7 +5,7 @@ r"""The grader on the MATH problems: every box, every answer against itself, and
 FOLDER_OR_TAR holds the problems as they were published: `MATH/{train,test}/<subject>/<number>.json`. The steps:
 
 boxes      `extract_boxed(solution)` of all problems: how many have no box, or nothing in it
-itself     each right answer against itself; the different ones once more without that short cut, as math-verify sees them
+itself     each right answer against itself; and of the different ones, how many math-verify by itself reads and finds equal to themselves
 different  --n pairs of two problems' answers whose values differ: their spellings do, and their numbers too where both are numbers
 hard       right answers against their own wrong neighbours: plus one, sign, digits in another order, other brackets, other letters
 same       right answers against other ways to write them: \dfrac, spaces, decimals, sums and lists in another order
@@ -13,15 +13,16 @@ same       right answers against other ways to write them: \dfrac, spaces, decim
 Pairs that were judged wrongly are printed (with --show); the file of --out holds numbers only, no MATH text."""
 import argparse, json, random, re, tarfile, time
 from collections import Counter
-from fractions import Fraction
+from decimal import Decimal
 from pathlib import Path
 
 from interlat.answers import normalize_answer, read_answer
 from interlat.boxed import extract_boxed
 from interlat.core import InterlatError, check_file, cli, write_atomic
-from interlat.mathtask import Grader, grade_counts
+from interlat.crew import Crew
+from interlat.mathtask import MEMORY, Grader, grade_counts, warm
 from interlat.runs import machine
-from interlat.values import plain_number, take_apart
+from interlat.values import math_verify_alone, plain_number, take_apart
 
 
 def problems(path):
@@ -53,8 +54,6 @@ def wrong_neighbours(gold, rng):
         if value != 0: yield 'sign', f'-({plain})'
     digits = re.findall(r'\d', plain)
     if value is not None and len({*digits}) > 1:
-        order = digits[::-1]
-        turned = ''.join(order.pop() if c.isdigit() else c for c in reversed(plain))[::-1]
         turned = re.sub(r'\d', lambda m, it=iter(digits[::-1]): next(it), plain)
         other = plain_number(read_answer(turned))
         if other is not None and other != value: yield 'digits turned', turned
@@ -71,7 +70,7 @@ def wrong_neighbours(gold, rng):
 def same_written_otherwise(gold, rng):
     "(kind, answer) pairs that come to the right answer."
     answer = read_answer(gold)
-    yield 'spaces', re.sub(r'([-+=,])', r' \1 ', gold)
+    if '!' not in gold: yield 'spaces', re.sub(r'([-+=])', r' \1 ', gold)
     yield 'dollars', f'${gold}$'
     if r'\frac' in gold: yield 'dfrac', gold.replace(r'\frac', r'\dfrac')
     if '(' in gold and r'\left' not in gold and gold.count('(') == gold.count(')'): yield 'left and right', gold.replace('(', r'\left(').replace(')', r'\right)')
@@ -80,17 +79,25 @@ def same_written_otherwise(gold, rng):
         d = value.denominator
         while d % 2 == 0: d //= 2
         while d % 5 == 0: d //= 5
-        if d == 1: yield 'decimal', f'{float(value):.12f}'.rstrip('0')
+        if d == 1: yield 'decimal', str(Decimal(value.numerator)/Decimal(value.denominator))
         yield 'slash', f'{value.numerator}/{value.denominator}'
         yield 'not reduced', rf'\frac{{{3*value.numerator}}}{{{3*value.denominator}}}'
     part = take_apart(plain)
     if part.kind == 'value' and not answer.words and not re.search(r'infty|\\text|_', plain):
         yield 'sum', f'({plain}) + 0'
         yield 'half and half', rf'\frac{{2({plain})}}{{2}}'
-        if m := re.fullmatch(r'([^-+()]+)([-+])([^-+()]+)', plain): yield 'terms turned', ('-' if m[2] == '-' else '') + m[3] + '+' + m[1]
-    if part.kind == 'list' and all(p.kind == 'value' for p in part.parts): yield 'list turned', ', '.join(p.mark for p in reversed(part.parts))
+        if (m := re.fullmatch(r'([^-+()]+)([-+])([^-+()]+)', plain)) and m[1].count('{') == m[1].count('}'): yield 'terms turned', ('-' if m[2] == '-' else '') + m[3] + '+' + m[1]
+    if part.kind == 'list' and not answer.words and all(p.kind == 'value' for p in part.parts): yield 'list turned', ', '.join(p.mark for p in reversed(part.parts))
     if part.kind == 'tuple' and all(p.kind == 'value' for p in part.parts): yield 'in parts', plain[0] + ', '.join(f'{p.mark}+0' if 'infty' not in p.mark else p.mark for p in part.parts) + plain[-1]
     if not answer.name and part.kind == 'value': yield 'named', f'x = {plain}' if 'x' not in plain else f'y = {plain}'
+
+
+def alone(golds, workers, limit):
+    "How many answers math-verify by itself reads, and finds equal to themselves."
+    crew = Crew(workers, memory=MEMORY, warm=warm)
+    try: said = [a for _, a in crew.each([(None, math_verify_alone, (g,)) for g in golds], limit) if isinstance(a, tuple)]
+    finally: crew.close()
+    return dict(n=len(golds), read=sum(r for r, _ in said), equal=sum(e for _, e in said))
 
 
 def judged(grader, triples, wanted, show):
@@ -114,6 +121,8 @@ def benchmark(data_path, n=2000, seed=0, workers=2, limit=5., show=20):
         itself = grader.grade([(g, g) for g in golds])
         out['itself'] = dict(n=len(golds), exact=sum(g.exact for g in itself), equivalent=sum(g.equivalent for g in itself))
         print('each against itself: {exact} exact and {equivalent} equivalent of {n}'.format(**out['itself']))
+        out['alone'] = alone(unique, workers, limit)
+        print('math-verify by itself reads {read} of {n} different ones and finds {equal} equal to themselves'.format(**out['alone']))
         few = rng.sample(unique, min(n, len(unique)))
         steps = dict(different=([('other', a, b) for a, b in different(golds, n, rng)], False),
                      hard=([(kind, g, w) for g in few for kind, w in wrong_neighbours(g, rng) if w != normalize_answer(g)], False),

@@ -125,7 +125,7 @@ def clash(
 
 # %% ../nbs/04fa_answers.ipynb #a05e000b
 _THOUSANDS = re.compile(r'(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\S)|\\[{}]|[()\[\]]')
-_NAME = re.compile(r"((?:[a-zA-Z]|\\(?:alpha|beta|gamma|theta|phi|varphi|lambda|mu|omega|angle [A-Z]+|overline\{[A-Z]+\}) ?|[A-Z]{2,3})(?:_[a-zA-Z\d]|_\{[a-zA-Z\d]+\})?'?(?:\([a-z\d]\))?)(=|\\in )(?=.)")
+_NAME = re.compile(r"((?:[a-zA-Z]|\\(?:alpha|beta|gamma|theta|phi|varphi|lambda|mu|omega|angle [A-Z]+|overline\{[A-Z]+\}) ?|[A-Z]{2,3})(?:_[a-zA-Z\d]|_\{[a-zA-Z\d]+\})?'?(?:\([a-z\d]\))?|\([a-zA-Z](?:,[a-zA-Z])+\))(=|\\in(?![a-z]) ?)(?=.)")
 
 def _thousands(s):
     "Numbers without the commas between their thousands; in brackets a comma divides, unless a part would begin with 0."
@@ -144,7 +144,7 @@ def _decimal(m):
 
 def _tight(s):
     r"Without the spaces that mean nothing; one between digits is written `\ `."
-    out, gap = [], False
+    out, gap, s = [], False, re.sub(r'([_^])(\d) *(?=\d)', r'\1{\2}', s) # `_{28}` has its braces still
     for t in re.findall(r'\\[a-zA-Z]+|\\.|\d+|\s+|.', s, re.S):
         if t.isspace(): gap = True; continue
         if out and gap and out[-1].isdigit() and t.isdigit(): out.append('\\ ')
@@ -184,6 +184,7 @@ def read_answer(
     "Take an answer apart: its value in one spelling, its name, its unit."
     text = re.sub(r'(?<=\d)\s*(?:\{,\}|,\\!|\\[,;: ](?=\d{3}(?!\d)))\s*(?=\d{3})', '', text)
     s = _regroup(re.sub(r'\\(left|right)\s*\.', '', text)).strip().rstrip(' .,;')
+    if m := re.fullmatch(r'\\text \{ *(\d[^{}]*)\}', s): s = m[1].strip()
     s = re.sub(r'\\text \{ *,? *(?:and|or) *,? *\}|(?<=[\d})]) *,? +(?:and|or) +(?=[-\\\d({])', ',', s)
     s = re.sub(r'^\\approx ', '', re.sub(r'(?:, *)+,', ',', s))
     s, unit = _split_unit(s.strip())

@@ -1,5 +1,5 @@
 "The benchmarks run, at a size that measures nothing."
-import csv, importlib.util, json
+import csv, importlib.util, json, tarfile
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -84,3 +84,21 @@ def test_a_loss_of_another_size_is_noticed(monkeypatch):
     ours = bench.Distillation.forward
     monkeypatch.setattr(bench.Distillation, 'forward', lambda self, batch: {k: v*(1.001 if k == 'preference' else 1) for k, v in ours(self, batch).items()})
     with pytest.raises(RuntimeError, match='the sides differ by up to 1.0e-03'): bench.check(2, 300)
+
+
+def test_grading_of_problems_in_a_folder_and_in_a_tar(capsys, tmp_path):
+    if not find_spec('math_verify'): pytest.skip('needs math-verify')
+    golds = [r'\frac{1}{2}', '12', r'2\sqrt{3}', '(1,2)', '1, 3', 'x = 5', r'10\text{ cm}', r'x+1']
+    for k, gold in enumerate(golds):
+        file = tmp_path/'MATH'/'train'/'algebra'/f'{k}.json'
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(dict(problem='?', level='Level 1', type='Algebra', solution=rf'It is $\boxed{{{gold}}}$.')))
+    with tarfile.open(tmp_path/'MATH.tar.xz', 'w:xz') as tar: tar.add(tmp_path/'MATH', 'MATH')
+    bench = script('grading')
+    for path in (tmp_path/'MATH', tmp_path/'MATH.tar.xz'): assert sorted(p['solution'] for _, p in bench.problems(path)) == sorted(rf'It is $\boxed{{{g}}}$.' for g in golds)
+    bench.main(['--data_path', str(tmp_path/'MATH.tar.xz'), '--n', '8', '--workers', '1', '--out', str(tmp_path/'out.json')])
+    result = json.loads((tmp_path/'out.json').read_text())
+    assert result['itself'] == dict(n=8, exact=8, equivalent=8) and result['boxes'] == dict(none=0, empty=0)
+    assert [result[k]['off'] for k in ('different', 'hard', 'same')] == [0, 0, 0] and result['hard']['n'] > 8 and result['same']['n'] > 20
+    assert 'sqrt' not in (tmp_path/'out.json').read_text() and 's in all' in capsys.readouterr().out
+    with pytest.raises(bench.InterlatError, match='MATH problems not found'): bench.problems(tmp_path/'none')
