@@ -37,9 +37,9 @@ COUNTED = dict(game=('games', 'games won'), question=('questions', 'right answer
 
 CONDITIONS = dict( # name -> what the actor gets, colour
     latent=("the sender's hidden states", PALETTE['blue']), text=("the sender's plan as text", PALETTE['sky']),
-    no_comm=('no message', GREY), cross_task=("another game's states", GREY), white_noise=('noise in place of states', GREY),
+    no_comm=('no message', GREY), cross_task=("another task's states", GREY), white_noise=('noise in place of states', GREY),
     no_cot=('no message, trained without', PALETTE['orange']), cot_full=('the plan as text, trained with it', PALETTE['vermilion']),
-    cross_family=('states of another family', PALETTE['green']), self_message=("another game's states, same type of task", GREY),
+    cross_family=('states of another family', PALETTE['green']), self_message=("another task's states, same type of task", GREY),
     mean_message=("the mean of the others' states", GREY), zero_message=('zeros in place of states', GREY), random_rot=('the states, rotated at random', GREY),
     cov_gauss_mu=('drawn anew with their mean and covariance', GREY), cov_gauss_0=('drawn anew with their covariance', GREY),
     **{f'cov_noise_{f}': (f'the states and {f} times their noise', GREY) for f in ('0.5', '1.0')},
