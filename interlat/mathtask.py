@@ -43,7 +43,9 @@ def _at_once(gold, answer):
     u, v = plain_number(x), plain_number(y)
     return None if u is None or v is None else Grade(answer, False, u == v and not clash(x.unit, y.unit), 'graded')
 
-def warm(state):
+def warm(
+    state:dict, # of the worker
+)->None:
     "Get a worker ready: what grading needs is imported, and nothing more is said."
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     hush()

@@ -120,7 +120,10 @@ def read_value(
     if not read or not isinstance(read[0], (sympy.Basic, sympy.MatrixBase)): return None
     return read[0].xreplace({x: sympy.I if x.name == 'i' else sympy.Symbol(x.name, real=True) for x in read[0].free_symbols if isinstance(x, sympy.Symbol)})
 
-def math_verify_alone(state, s):
+def math_verify_alone(
+    state:dict, # of the worker
+    s:str, # an answer
+)->tuple[bool, bool]: # read, and equal to itself
     "In a worker: whether math-verify by itself, as it comes, reads an answer, and whether it finds it equal to itself."
     from math_verify import parse, verify
     read = parse(f'${s}$', fallback_mode='no_fallback', parsing_timeout=None)
