@@ -37,11 +37,12 @@ def pretrain(
     folder:str|Path, # of `Trainer`; no checkpoints are kept
     learning_rate:float=3e-3, # at its peak, after 5 % of the steps; then a cosine
     seed:int=0, # of the dropout, if the model has any
+    progress:bool=True, # show a progress bar
 )->pd.DataFrame: # step, part, value
     "Learn each batch once, on the CPU; returns the tidy log."
     args = TrainingArguments(str(folder), num_train_epochs=1, per_device_train_batch_size=1, train_sampling_strategy='sequential',
         learning_rate=learning_rate, adam_beta2=0.95, weight_decay=0.01, warmup_steps=0.05, lr_scheduler_type='cosine',
-        logging_steps=10, save_strategy='no', report_to='none', seed=seed, use_cpu=True)
+        logging_steps=10, save_strategy='no', report_to='none', seed=seed, use_cpu=True, disable_tqdm=not progress)
     collate = DataCollatorForSeq2Seq(tokenizer)
     trainer = Trainer(model=model, args=args, train_dataset=batches, data_collator=lambda rows: collate(rows[0])) # batches are made already: one is one row
     quiet(trainer)
