@@ -159,15 +159,16 @@ def _ways(rng, level):
 def _lengths(rng, level):
     "Lengths and areas."
     (k, v), b = number(rng, level), rng.randint(2, 12)
-    box, triangle = sp.Polygon((0, 0), (v, 0), (v, b), (0, b)), sp.Triangle((0, 0), (v, 0), (0, b))
+    def box(): return sp.Polygon((0, 0), (v, 0), (v, b), (0, b))
+    def triangle(): return sp.Triangle((0, 0), (v, 0), (0, b))
     shape = (f'A rectangle has sides ${k}$ and ${b}$.',)*2 + (f'A right triangle has legs ${k}$ and ${b}$.', f'A cylinder has radius ${k}$ and height ${b}$.', f'A right triangle has legs ${k}$ and ${b}$.')
     ask = ('perimeter', 'area', 'area', 'volume', 'hypotenuse')
     steps = ([f'${v} + {b} = {v+b}$'], [], [rf'${v} \cdot {b} = {v*b}$'], [f'${v}^2 = {v*v}$'], [f'${v}^2 + {b}^2 = {v*v} + {b*b} = {v*v+b*b}$'])
     last = (rf'2 \cdot {v+b}', rf'{v} \cdot {b}', rf'\frac{{{v*b}}}{{2}}', rf'{v*v} \cdot {b} \pi', rf'\sqrt{{{v*v+b*b}}}')
     answer = (2*(v+b), v*b, sp.Rational(v*b, 2), v*v*b*sp.pi, sp.sqrt(v*v+b*b))
-    check = (box.perimeter, abs(box.area), abs(triangle.area), b*sp.Circle((0, 0), v).area, max(s.length for s in triangle.sides))
+    check = (lambda: box().perimeter, lambda: abs(box().area), lambda: abs(triangle().area), lambda: b*sp.Circle((0, 0), v).area, lambda: max(s.length for s in triangle().sides))
     i = level - 1
-    return Sketch(k, v, f'{shape[i]} What is its {ask[i]}?', steps[i], last[i], answer[i], check[i])
+    return Sketch(k, v, f'{shape[i]} What is its {ask[i]}?', steps[i], last[i], answer[i], check[i]())
 
 # %% ../nbs/05c_mathsketch.ipynb #05c0001b
 @maker('geometry')
