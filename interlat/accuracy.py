@@ -64,7 +64,8 @@ def accuracy(
     samples:pd.DataFrame, # rows as `read_answers` gives them
     by:str|None=None, # 'level' or 'task_type', to tell apart
 )->pd.DataFrame: # condition, `by`, n (questions), samples, seeds, equivalent, exact (and pass, majority with several samples) with _low and _high, counts of what went wrong, mean tokens
-    "Accuracy of each condition, in their order, with its 95 % intervals; every question counts, answered or not."
+    "Accuracy of each condition, in their order, with its 95 % intervals; every question counts, answered or not. Raises `InterlatError` for another `by`."
+    if by not in (None, 'level', 'task_type'): raise InterlatError(f"accuracy can be told apart by level or task_type, found {by!r}")
     keys, rates = ['condition', by] if by else ['condition'], question_rates(samples)
     parts = dict(iter(samples.groupby(keys, sort=False)))
     rows = [dict(zip(keys, key)) | _line(part, parts[key]) for key, part in rates.groupby(keys, sort=False)]

@@ -44,7 +44,7 @@ def check_questions(
     tasks:list[Task], # to answer
 )->None:
     "Raise `InterlatError` unless each task has a question for the actor."
-    if mute := [t.task_id for t in tasks if len(t.turns) < 2]: raise InterlatError(f"task {mute[0]} has no question for the actor: its turns must be the question and an expert's answer")
+    if mute := [t.task_id for t in tasks if not any(turn['role'] == 'user' for turn in t.turns[:-1])]: raise InterlatError(f"task {mute[0]} has no question for the actor: its turns must be the question and an expert's answer")
 
 def answer(
     actor, # `ModelWithInsertedHiddenState`; is put in eval mode

@@ -10,6 +10,7 @@ __all__ = ['BASELINES', 'partners', 'others_mean', 'Delivery', 'stand_in', 'Cont
 import hashlib, json
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Callable, Sequence
 
@@ -182,7 +183,8 @@ def _asked(task): return hashlib.blake2b(json.dumps([task.turns[:-1], task.answe
 def _check_settings(out, settings, tasks, begun):
     "Note `settings` and `tasks` in the folder; raise `InterlatError` if results in it (`begun`) were made with others."
     path, asked = Path(out)/'evaluate.json', {t.task_id: _asked(t) for t in tasks}
-    old = json.loads(path.read_text()) if begun and path.exists() else dict(settings)
+    try: old = dict(json.loads(path.read_text())) if begun and path.exists() else dict(settings)
+    except (ValueError, TypeError) as e: raise InterlatError(f"{path} is damaged, so that nobody knows how the results in {out} were made; use another folder") from e
     known = old.pop('tasks', {})
     if changed := [i for i, a in asked.items() if known.get(i, a) != a]:
         raise InterlatError(f"results in {out} were made with another task {changed[0]!r}: what the actor reads, or the right answer, has changed; use another folder")
@@ -195,7 +197,7 @@ def _check_settings(out, settings, tasks, begun):
 # %% ../nbs/15_evaluate.ipynb #b3a4fc0d
 def _rounds(games, contenders, seeds, temperature, log):
     "(condition, seed, games still to play, who stands in) for all that was asked for. Raises `InterlatError` for bad seeds."
-    if isinstance(seeds, int) or not len(seeds) or len(set(seeds)) < len(seeds):
+    if isinstance(seeds, int) or not len(seeds) or len(set(seeds)) < len(seeds) or not all(isinstance(s, Integral) for s in seeds):
         raise InterlatError(f"seeds must be different integers, at least one, found {seeds}")
     for c, who in contenders.items():
         one = [next((s for name, s, _ in log.done if name == c), seeds[0])] # whatever seed it was played with

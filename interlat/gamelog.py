@@ -82,9 +82,12 @@ def read_log(
     path:str|Path, # a table that a `Log` wrote
     columns:list[str], # that it should have
 )->pd.DataFrame: # text in every column but `seed`
-    "The rows of a log. Raises `InterlatError` if it is missing or has other columns."
-    rows = pd.read_csv(check_file(path, 'result table', 'run an evaluation first'), dtype=str, keep_default_na=False)
+    "The rows of a log. Raises `InterlatError` if it is missing, damaged, or has other columns."
+    check_file(path, 'result table', 'run an evaluation first')
+    try: rows = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except ValueError as e: raise InterlatError(f"{path} is damaged: {e}") from e
     if list(rows) != columns: raise InterlatError(f"{path} has columns {','.join(rows)}; wanted {','.join(columns)}")
+    if len(odd := rows.seed[~rows.seed.str.fullmatch(r'-?[0-9]+')]): raise InterlatError(f"{path} is damaged: the seed in row {odd.index[0] + 1} is {odd.iloc[0]!r:.80}")
     return rows.astype(dict(seed=int))
 
 # %% ../nbs/14b_gamelog.ipynb #55e4d3e5

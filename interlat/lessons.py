@@ -105,7 +105,8 @@ def hold_out(
     part:float, # of them, in [0, 1); two at least, if it is not 0
     seed:int=0, # of the draw
 )->tuple[list,list]: # tasks to train on, tasks to measure on
-    "Split tasks at random, the samples of one together, each half in the order that they came in."
+    "Split tasks at random, the samples of one together, each half in the order that they came in. Raises `InterlatError` for another part."
+    if not 0 <= part < 1: raise InterlatError(f"the part of the tasks to hold out must be 0 or more and less than 1, found {part}")
     if not part: return list(tasks), []
     origins = list(dict.fromkeys(t.origin for t in tasks))
     order = torch.randperm(len(origins), generator=torch.Generator().manual_seed(derive_seed(seed, 'held out'))).tolist()

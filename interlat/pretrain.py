@@ -21,7 +21,8 @@ def in_batches(
     batch_size:int, # lessons in a batch
     rng:Random, # shuffles
 )->list[list[dict]]: # every lesson once; the last batches of a pool may be smaller
-    "Lessons of like length in batches, in random order."
+    "Lessons of like length in batches, in random order. Raises `InterlatError` for a batch of none."
+    if batch_size < 1: raise InterlatError(f"batch_size must be 1 or more, found {batch_size}")
     batches = []
     shuffled, pool_size = rng.sample(lessons, len(lessons)), 40*batch_size
     for i in range(0, len(shuffled), pool_size):
@@ -39,7 +40,8 @@ def pretrain(
     seed:int=0, # of the dropout, if the model has any
     progress:bool=True, # show a progress bar
 )->pd.DataFrame: # step, part, value
-    "Learn each batch once, on the CPU; returns the tidy log."
+    "Learn each batch once, on the CPU; returns the tidy log. Raises `InterlatError` if there is none."
+    if not batches: raise InterlatError('no lessons to learn from')
     args = TrainingArguments(str(folder), num_train_epochs=1, per_device_train_batch_size=1, train_sampling_strategy='sequential',
         learning_rate=learning_rate, adam_beta2=0.95, weight_decay=0.01, warmup_steps=0.05, lr_scheduler_type='cosine',
         logging_steps=10, save_strategy='no', report_to='none', seed=seed, use_cpu=True, disable_tqdm=not progress)

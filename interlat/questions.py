@@ -41,11 +41,19 @@ class AnswerLog(Log):
 # %% ../nbs/15d_questions.ipynb #15d00006
 SAMPLES = ['condition', 'task_id', 'task_type', 'level', 'seed', 'sample', 'gold', 'output', 'answer', 'exact', 'equivalent', 'verdict', 'tokens', 'ended']
 
+def _list(text, column, name):
+    "The list in a cell."
+    try: found = json.loads(text)
+    except ValueError: found = None
+    if not isinstance(found, list): raise InterlatError(f"the answers to {name!r} are damaged: {column} is {text!r:.80}, wanted a JSON list")
+    return found
+
 def as_samples(
     rows:pd.DataFrame, # of an `AnswerLog`, as text
 )->pd.DataFrame: # columns `SAMPLES`, a row a sample
-    "The rows with their types, each sample on its own."
-    rows = rows.assign(**{c: rows[c].map(json.loads) for c in LISTS})
+    "The rows with their types, each sample on its own. Raises `InterlatError` for a row that no log wrote."
+    rows = rows.assign(**{c: [_list(x, c, t) for x, t in zip(rows[c], rows.task_id)] for c in LISTS})
+    if uneven := [r.task_id for r in rows.itertuples() if len({len(getattr(r, c)) for c in LISTS}) > 1]: raise InterlatError(f"the answers to {uneven[0]!r} are damaged: their lists differ in length")
     rows['sample'] = rows.outputs.map(lambda x: list(range(len(x))))
     singular = {c: c.removesuffix('s') for c in ('outputs', 'answers', 'verdicts')}
     return rows.explode(['sample', *LISTS], ignore_index=True).rename(columns=singular).astype(dict(exact=bool, equivalent=bool, ended=bool, sample=int, tokens=int))[SAMPLES]
@@ -97,7 +105,7 @@ def evaluate_answers(
 )->pd.DataFrame: # a row a sample of what was asked for, columns `SAMPLES`
     "Answer each question under each condition (Du et al. 2025, §5), those that are missing in `out`. Raises `InterlatError` for bad input."
     progress, how = how.pop('progress', True), Examination(**how)
-    if bare := [t.task_id for t in tasks if not t.answer]: raise InterlatError(f"{len(bare)} of {len(tasks)} tasks have no reference answer, {bare[0]} the first; answers cannot be graded without")
+    if bare := [t.task_id for t in tasks if not t.answer.strip()]: raise InterlatError(f"{len(bare)} of {len(tasks)} tasks have no reference answer, {bare[0]} the first; answers cannot be graded without")
     check_questions(tasks)
     with Grader(how.workers, how.time_limit) as grader:
         def work(who, todo, messages, channel, how):

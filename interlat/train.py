@@ -6,6 +6,8 @@
 __all__ = ['PROBED', 'ActorTrainer', 'held_out', 'check_training', 'actor_trainer', 'probe_batch', 'train_actor']
 
 # %% ../nbs/13_train.ipynb #f0e1f0ea
+from collections import Counter
+
 import pandas as pd
 import torch
 
@@ -89,9 +91,15 @@ def check_training(
     check_sharing(args)
     check_tasks(tasks, store)
     train, size = held_out(tasks, args)[0], args.per_device_train_batch_size*args.world_size
-    if args.channel == 'latent' and size < 2: raise InterlatError("a batch of 1 has no wrong message; use a per_device_train_batch_size of 2 or more, or more processes")
-    if args.channel == 'latent' and not args.dataloader_drop_last and args.world_size == 1 and len(train) % size == 1:
-        raise InterlatError(f"{len(train)} tasks in batches of {size} leave a last batch of 1, which has no wrong message; use dataloader_drop_last, or another per_device_train_batch_size")
+    if args.channel == 'latent': _check_batches(train, size, args)
+
+def _check_batches(tasks, size, args):
+    "Raise `InterlatError` if a batch could hold samples of one task alone, or one of them."
+    most, rest = max(Counter(t.origin for t in tasks).values()), len(tasks) % size
+    if size <= most: raise InterlatError(f"a batch of {size} {'has' if most == 1 else f'may hold samples of one task alone, which has up to {most}, and then has'} no wrong message; "
+                                         f"use a per_device_train_batch_size of {most+1} or more, or more processes")
+    if not args.dataloader_drop_last and args.world_size == 1 and 0 < rest <= most:
+        raise InterlatError(f"{len(tasks)} tasks in batches of {size} leave a last batch of {rest}, which {'has' if rest == 1 else 'may have'} no wrong message; use dataloader_drop_last, or another per_device_train_batch_size")
 
 PROBED = 32 # conversations that the callback measures on
 

@@ -8,8 +8,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from interlat import objective as room
 from interlat.actor import ModelWithInsertedHiddenState
+from interlat.core import InterlatError
 from interlat.losses import KL_DIRECTIONS
-from interlat.objective import Objective
+from interlat.objective import NEGATIVES, Objective, choose_negatives
 from interlat.pack import ATTENTION
 
 PARTS = ('task', 'separation', 'alignment')
@@ -182,3 +183,16 @@ def test_tied_weights_stay_tied_where_fsdp_empties_the_model():
     assert lm.get_output_embeddings().weight is not lm.get_input_embeddings().weight
     objective.tie_weights()
     assert lm.get_output_embeddings().weight is lm.get_input_embeddings().weight
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2)), min_size=1, max_size=12), st.sampled_from(NEGATIVES))
+def test_the_wrong_message_is_never_a_sample_of_the_same_problem(rows, rule):
+    "Whatever the batch: several samples have one origin, and a problem one kind."
+    origin, kind = (torch.tensor([r[0] for r in rows]), torch.tensor([r[0] % 2 for r in rows]))
+    if len(set(origin.tolist())) < 2:
+        with pytest.raises(InterlatError, match='a batch needs two different tasks'): choose_negatives(origin, kind, rule)
+    else:
+        wrong = choose_negatives(origin, kind, rule)
+        assert (origin[wrong] != origin).all()
+        wanted = dict(any=lambda i, j: True, same_type=lambda i, j: kind[i] == kind[j], other_type=lambda i, j: kind[i] != kind[j])[rule]
+        for i, j in enumerate(wrong.tolist()): assert wanted(i, j) or not any(wanted(i, k) and origin[k] != origin[i] for k in range(len(rows)))

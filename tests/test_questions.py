@@ -212,3 +212,33 @@ def test_the_finder():
         assert answer_finder(pattern)(text) == found
     for bad in ('(', '*', '[', r'(?P<1>x)'):
         with pytest.raises(InterlatError, match='is not a regular expression'): answer_finder(bad)
+
+
+@pytest.mark.parametrize('change,match', [(lambda s: s.replace(',0,', ',zero,', 1), "the seed in row 1 is 'zero'"), (lambda s: s.replace('[false]', 'false', 1), "exact is 'false', wanted a JSON list"),
+    (lambda s: s.replace('[false]', '[false, true]', 1), 'their lists differ in length'), (lambda s: s.replace('"[""', '"[', 1), 'outputs is .*, wanted a JSON list'), (lambda s: s.replace(',', ';'), 'has columns'),
+    (lambda s: s + 'a,b,c,d,e,f,g,h,i,j,k,l,m,n\n', 'is damaged: Error tokenizing')])
+def test_a_table_that_was_edited_is_named(tmp_path, change, match):
+    path = tmp_path/'answers.csv'
+    wrote(AnswerLog(path), '1', 'x')
+    path.write_text(change(path.read_text().replace('[false, false]', '[false]').replace('[""x"", ""x""]', '[""x""]').replace('[""x"", null]', '[""x""]').replace('[""graded"", ""unanswered""]', '[""graded""]').replace('[1, 1]', '[1]').replace('[true, true]', '[true]')))
+    with pytest.raises(InterlatError, match=match): read_answers(path)
+
+
+def test_a_binary_file_is_no_table(tmp_path):
+    (tmp_path/'answers.csv').write_bytes(b'\xff\xfe\n')
+    with pytest.raises(InterlatError, match='answers.csv is damaged'): read_answers(tmp_path/'answers.csv')
+
+
+def test_more_that_is_refused(tmp_path):
+    (actor, tok, tasks, store), _ = crew(tmp_path)
+    def bad(match, tasks=tasks, **kw):
+        with pytest.raises(InterlatError, match=match): evaluate_answers(actor, tok, tasks, store, ['white_noise'], tmp_path/'out', **SHORT | kw)
+    bad('6 of 6 tasks have no reference answer', tasks=[replace(t, answer=' ') for t in tasks])
+    bad('has no question for the actor', tasks=[replace(t, turns=[dict(role='system', content='x'), t.turns[-1]]) for t in tasks])
+    bad('seeds must be different integers, at least one, found', seeds=(1.5,))
+    bad('seeds must be different integers, at least one, found 01', seeds='01')
+    assert not rows(tmp_path/'out'/'answers.csv')
+    evaluate_answers(actor, tok, tasks, store, ['no_comm'], tmp_path/'out', **SHORT)
+    for text in ('{', '[1]', ''):
+        (tmp_path/'out'/'evaluate.json').write_text(text)
+        bad('evaluate.json is damaged')

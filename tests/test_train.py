@@ -8,6 +8,7 @@ from interlat.collect import collect
 from interlat.core import InterlatError
 from interlat.message import MessageStore
 from interlat.objective import Objective, choose_negatives
+from interlat.tasks import further_samples
 from interlat.train import ActorArguments, ActorCollator, ActorDataset, ActorTrainer, align_plan, last_checkpoint, pad_ids, train_actor
 
 
@@ -169,6 +170,18 @@ def test_a_last_batch_of_one_is_refused_at_once(scene, tmp_path):
     games, tok, actor, store = scene
     with pytest.raises(InterlatError, match='7 tasks in batches of 3 leave a last batch of 1'):
         train_actor(actor, tok, games[:7], store, settings(tmp_path, per_device_train_batch_size=3, dataloader_drop_last=False))
+
+
+def test_a_batch_that_could_hold_samples_of_one_task_alone_is_refused_at_once(scene, tmp_path):
+    "Not when chance makes one, after hours."
+    _, tok, actor, _ = scene
+    games = further_samples(scene[0][:4], 3)
+    store = collect(actor.base_model, tok, games, MessageStore(tmp_path/'store', sender='random'), max_new_tokens=4, temperature=1., progress=False)
+    def train(**kw): return train_actor(actor, tok, games, store, settings(tmp_path/'run', validation_split=0, max_steps=1, **kw))
+    with pytest.raises(InterlatError, match='a batch of 3 may hold samples of one task alone, which has up to 3, .* per_device_train_batch_size of 4 or more'): train(per_device_train_batch_size=3)
+    with pytest.raises(InterlatError, match='a batch of 2 may hold'): train(per_device_train_batch_size=2)
+    with pytest.raises(InterlatError, match='12 tasks in batches of 5 leave a last batch of 2, which may have no wrong message'): train(per_device_train_batch_size=5, dataloader_drop_last=False)
+    assert 'separation' in set(train(per_device_train_batch_size=4).part)
 
 
 def slow_rows(actor, batch, i, block):
