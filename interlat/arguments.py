@@ -60,10 +60,10 @@ def command(
 
 # %% ../nbs/20b_arguments.ipynb #f62eef6d
 def several(
-    words:list[str], # as they stand on a command line: 'latent,text', 'no_comm'
+    words:list[str], # as they stand on a command line: 'latent,text', 'no_comm'; or one alone, as in a file
 )->list[str]: # 'latent', 'text', 'no_comm'
     "Names that were given with commas or spaces between them."
-    return [w for word in words for w in str(word).split(',') if w]
+    return [w for word in (words if isinstance(words, list|tuple) else [words]) for w in str(word).split(',') if w]
 
 def integers(
     words:list[str], # as `several` takes them

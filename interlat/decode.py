@@ -121,7 +121,9 @@ def select(
     "Let the other rows go."
     if keep == list(range(len(rows.mask))): return
     index = torch.tensor(keep, dtype=torch.long, device=rows.mask.device)
-    edit(rows, lambda x: x[index], rows.mask[index])
+    if rows.whole: return edit(rows, lambda x: x[index], rows.mask[index])
+    rows.cache.batch_select_indices(index) # layers with a window keep their own books
+    rows.mask = rows.mask[index]
 
 def pack(
     rows:Rows, # changed in place

@@ -177,15 +177,20 @@ def _settings(first, contenders, actors, how):
                 **{f'variant of {c}': w.variant for c,w in own.items()},
                 **{f'sender of {c}': _sender(w.store) for c,w in own.items() if VARIANTS[w.variant].channel != 'none'}) | how
 
-def _check_settings(out, settings, begun):
-    "Note `settings` in the folder; raise `InterlatError` if results in it (`begun`) were made with others."
-    path = Path(out)/'evaluate.json'
-    old = json.loads(path.read_text()) if begun and path.exists() else settings
+def _asked(task): return hashlib.blake2b(json.dumps([task.turns[:-1], task.answer]).encode(), digest_size=4).hexdigest() # what the actor is given and graded by
+
+def _check_settings(out, settings, tasks, begun):
+    "Note `settings` and `tasks` in the folder; raise `InterlatError` if results in it (`begun`) were made with others."
+    path, asked = Path(out)/'evaluate.json', {t.task_id: _asked(t) for t in tasks}
+    old = json.loads(path.read_text()) if begun and path.exists() else dict(settings)
+    known = old.pop('tasks', {})
+    if changed := [i for i, a in asked.items() if known.get(i, a) != a]:
+        raise InterlatError(f"results in {out} were made with another task {changed[0]!r}: what the actor reads, or the right answer, has changed; use another folder")
     for k in sorted({*old, *settings}):
         a, b = old.get(k), settings.get(k)
         if a != b and not (k.startswith(('sender', 'actor', 'variant')) and None in (a, b)):
             raise InterlatError(f"results in {out} were made with {k} {a}, now {b}; use another folder")
-    with writing(path): write_atomic(path, json.dumps({**old, **{k: v for k,v in settings.items() if v is not None}}, indent=1))
+    with writing(path): write_atomic(path, json.dumps({**old, **{k: v for k,v in settings.items() if v is not None}, 'tasks': known | asked}, indent=1))
 
 # %% ../nbs/15_evaluate.ipynb #b3a4fc0d
 def _rounds(games, contenders, seeds, temperature, log):
@@ -215,7 +220,7 @@ def run_conditions(
     contenders = _contenders(conditions, first, actors)
     _check_games(tasks, contenders)
     log = open_log()
-    _check_settings(log.path.parent, _settings(first, contenders, actors, how), bool(log.done))
+    _check_settings(log.path.parent, _settings(first, contenders, actors, how), tasks, bool(log.done))
     rounds = [*_rounds(tasks, contenders, seeds, how.temperature, log)]
     for c, seed, todo, other in rounds:
         who = contenders[c]

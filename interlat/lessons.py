@@ -118,5 +118,6 @@ def with_samples(
     store:MessageStore, # with messages for them, some perhaps of further samples
 )->list[Task]: # each followed by its further samples
     "The tasks, with those of their further samples `id#1`, `id#2`, … that have messages."
-    def samples(t): return next(k for k in count(1) if f'{t.task_id}#{k}' not in store)
+    names = {t.task_id for t in tasks} # a task may be called like a sample
+    def samples(t): return next(k for k in count(1) if (i := f'{t.task_id}#{k}') in names or i not in store)
     return [s for t in tasks for s in further_samples([t], samples(t))]

@@ -98,6 +98,7 @@ def evaluate_answers(
     "Answer each question under each condition (Du et al. 2025, §5), those that are missing in `out`. Raises `InterlatError` for bad input."
     progress, how = how.pop('progress', True), Examination(**how)
     if bare := [t.task_id for t in tasks if not t.answer]: raise InterlatError(f"{len(bare)} of {len(tasks)} tasks have no reference answer, {bare[0]} the first; answers cannot be graded without")
+    check_questions(tasks)
     with Grader(how.workers, how.time_limit) as grader:
         def work(who, todo, messages, channel, how):
             asked = {k: v for k,v in asdict(how).items() if k in Answering.__dataclass_fields__}

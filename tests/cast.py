@@ -10,6 +10,12 @@ from interlat.lm import *
 from interlat.tiny import *
 
 
+def questions(n=6, split='test'):
+    from interlat.mathgen import generate_problems
+    from interlat.problems import problem_task
+    return [problem_task(p) for p in generate_problems(n, split)]
+
+
 def games(out, n=8, seed=3):
     return [game_task(f) for f in generate_games(out, n, 'train', seed=seed)]
 
