@@ -7,6 +7,7 @@ __all__ = ['parse', 'command', 'several', 'integers']
 
 # %% ../nbs/20b_arguments.ipynb #f00d0003
 import sys
+from argparse import ArgumentTypeError
 from dataclasses import fields
 from pathlib import Path
 
@@ -39,15 +40,24 @@ def parse(
     if rest: parser.error(f"unknown arguments: {' '.join(rest)}")
     return tuple(parsed)
 
+def _fit(kind, name, value):
+    "A value of a file as the command line would read it: YAML takes 1e-5 for a text."
+    from transformers.hf_argparser import string_to_bool
+    whole = {int: int, float: (int, float), string_to_bool: bool}.get(kind)
+    if whole is None or value is None or isinstance(value, whole) and isinstance(value, bool) == (whole is bool): return value
+    try: return kind(str(value))
+    except (ValueError, ArgumentTypeError) as e: raise InterlatError(f"{name} is {value!r:.80}; wanted {'yes or no' if whole is bool else 'an integer' if whole is int else 'a number'}") from e
+
 def _from_file(parser, path):
     "The dataclasses in an argument file."
     import yaml
+    kinds = {a.dest: a.type for a in parser._actions if a.type}
     other = {a.removeprefix('--'): f.name for t in parser.dataclass_types for f in fields(t) for a in f.metadata.get('aliases', ())}
     try:
         given = yaml.safe_load(check_file(path, 'argument file').read_text(encoding='utf-8'))
         if not isinstance(given, dict): raise InterlatError(f"{path} must hold names and values, found {given!r:.80}")
-        def word(k, v): return 'no' if v is False and k.endswith('_strategy') else v # which is how YAML reads a bare no
-        return parser.parse_dict({other.get(k, k): word(k, v) for k,v in given.items()})
+        def word(k, v): return 'no' if v is False and k.endswith('_strategy') else _fit(kinds.get(k), f'{path}: {k}', v) # no: which is how YAML reads a bare no
+        return parser.parse_dict({(name := other.get(k, k)): word(name, v) for k,v in given.items()})
     except InterlatError: raise
     except (ValueError, TypeError, AttributeError, ImportError, OSError, yaml.YAMLError) as e: raise InterlatError(f"{path}: {e}") from e
 

@@ -6,6 +6,7 @@
 __all__ = ['SPLITS', 'TRIES', 'answer_latex', 'problem_from', 'belongs_to', 'generate_problems']
 
 # %% ../nbs/05d_mathgen.ipynb #05d00002
+from collections import defaultdict
 from collections.abc import Sequence
 from hashlib import blake2b
 from random import Random
@@ -67,20 +68,21 @@ def _new(rng, subject, level, split, seen, name):
 def generate_problems(
     n:int, # how many
     split:str='train', # 'train', 'valid' or 'test'
-    seed:int=0, # the same seed gives the same problems, and a larger `n` the same ones and more
+    seed:int=0, # the same seed gives the same problems, and a larger `n` the same ones and more; another seed than 0 stands in their ids
     subjects:Sequence[str]|None=None, # as MATH names its folders; None: all seven
     levels:Sequence[int]|None=None, # 1 to 5; None: all
-)->list[Problem]: # subjects and levels take turns
+)->list[Problem]: # subjects and levels take turns; with fewer of them, those that all would hold, under the same ids
     "New problems, each with a worked solution and its answer, checked by sympy. Raises `InterlatError` for an unknown split, subject or level, and if there are not so many problems."
     subjects, levels = list(MAKERS if subjects is None else subjects), list(range(1, 6) if levels is None else levels)
     for what, found, known in (('split', [split], SPLITS), ('subject', subjects, MAKERS), ('level', levels, range(1, 6))):
         if not found: raise InterlatError(f"no {what}s to make problems of; choose from {', '.join(map(str, known))}")
         if odd := [x for x in found if x not in known]: raise InterlatError(f"unknown {what} {odd[0]!r}; choose from {', '.join(map(str, known))}")
     if n < 1: raise InterlatError(f"the number of problems must be 1 or more, found {n}")
-    problems, seen = [], set()
+    problems, seen, name = [], defaultdict(set), f'{split}-{seed}' if seed else split
     for i in range(n):
-        subject, level = subjects[i % len(subjects)], levels[i//len(subjects) % len(levels)]
-        text, problem = _new(Random(derive_seed(seed, 'problem', split, i)), subject, level, split, seen, f'{split}/{subject}/{i}')
-        seen.add(text)
+        subject, level = group = subjects[i % len(subjects)], levels[i//len(subjects) % len(levels)]
+        at = (5*len(seen[group]) + level - 1)*len(MAKERS) + list(MAKERS).index(subject) # its place among those of all subjects and levels
+        text, problem = _new(Random(derive_seed(seed, 'problem', split, at)), *group, split, seen[group], f'{name}/{subject}/{at}')
+        seen[group].add(text)
         problems.append(problem)
     return problems
