@@ -26,7 +26,7 @@ setup: $(VENV)/.demo ## make .venv with what the demo needs (pinned)
 # make demo plays household games; make demo TASK=math answers questions.
 TASK ?= alfworld
 DEMO_alfworld := E01_demo.ipynb -f nbs/experiments/E01_demo.yaml --out data/runs/demo --figures figures/demo
-DEMO_math := E08_math.ipynb -f nbs/experiments/E08_math_demo.yaml --out data/runs/demo_math --figures figures/demo_math
+DEMO_math := E08_math.ipynb -f nbs/experiments/E08_math_demo.yaml --out data/runs/demo_math --figures data/runs/demo_math/figures
 
 demo: $(VENV)/.demo ## two models talk in hidden states: train, play, table and figures (TASK=math: mathematics)
 	@[ -n "$(DEMO_$(TASK))" ] || { echo "TASK is alfworld or math, found $(TASK)" >&2; exit 2; }

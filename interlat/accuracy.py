@@ -84,10 +84,11 @@ def runs_of(
 def write_accuracy(
     out:str|Path, # folder with an `answers.csv`
 )->pd.DataFrame: # the accuracy of each condition
-    "Write `accuracy.csv`, `accuracy_by_level.csv`, `accuracy_by_subject.csv`, `paired.csv` and `effects.csv` (all questions, then by level) beside `answers.csv`. Raises `InterlatError` if there is none."
+    "Write `accuracy.csv`, `accuracy_by_level.csv`, `accuracy_by_subject.csv`, `paired.csv`, `effects.csv` (all questions, then by level) and `effects_by_subject.csv` beside `answers.csv`. Raises `InterlatError` if there is none."
     samples = read_answers(Path(out)/'answers.csv')
     runs = runs_of(samples)
-    tables = dict(accuracy=accuracy(samples), accuracy_by_level=accuracy(samples, 'level'), accuracy_by_subject=accuracy(samples, 'task_type'), paired=paired(runs), effects=effects(runs, 'level', 'question'))
+    tables = dict(accuracy=accuracy(samples), accuracy_by_level=accuracy(samples, 'level'), accuracy_by_subject=accuracy(samples, 'task_type'), paired=paired(runs), effects=effects(runs, 'level', 'question'),
+                  effects_by_subject=effects(runs, 'task_type', 'question'))
     for name, t in tables.items():
         with writing(path := Path(out)/f'{name}.csv'): write_atomic(path, t.to_csv(index=False))
     return tables['accuracy']

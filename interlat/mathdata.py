@@ -8,7 +8,8 @@ __all__ = ['SUBJECTS', 'LEVELS', 'LOST_ANSWERS', 'read_problems', 'save_problems
 # %% ../nbs/05b_mathdata.ipynb #05b00002
 import json, os, re, shutil
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Iterable
+from decimal import Decimal
 from hashlib import blake2b
 from pathlib import Path
 
@@ -41,7 +42,10 @@ def _subject(row, where):
 def _level(row, where):
     "'1' to '5', or '' for an unknown level."
     if 'level' not in row: raise InterlatError(f"{where}: field 'level' is missing; the fields are {', '.join(row)}")
-    found = re.fullmatch(r'(?:Level )?([1-5?])', str(row['level']))
+    value = row['level']
+    if value is None or value != value: return '' # a gap in a table
+    if isinstance(value, float|Decimal) and value == value//1: value = int(value)
+    found = re.fullmatch(r'(?:Level )?([1-5?])', str(value))
     if not found: raise InterlatError(f"{where}: field 'level' is {row['level']!r:.80}; wanted 'Level 1' to 'Level 5', 'Level ?', or a number from 1 to 5")
     return found[1].strip('?')
 
@@ -80,10 +84,10 @@ def _original(root, split):
     for subject in sorted(d for d in (root/split).iterdir() if d.is_dir() and not d.name.startswith('.')):
         if subject.name not in SUBJECTS: raise InterlatError(f"{subject} is no subject of MATH; wanted {', '.join(SUBJECTS)}")
         for path in subject.glob('[!.]*.json'):
-            if not path.stem.isdecimal(): raise InterlatError(f"{path} is not named by a number, as a problem of MATH is")
+            if not re.fullmatch(r'\d+', path.stem, re.ASCII): raise InterlatError(f"{path} is not named by a number, as a problem of MATH is")
             row = parse_json(path.read_bytes(), path)
             if not isinstance(row, dict): raise InterlatError(f"{path} is {row!r:.80}; wanted an object with the fields of a problem")
-            problem = _problem(row, path, f'{split}/{subject.name}/{path.stem}')
+            problem = _problem(row, path, f'{split}/{subject.name}/{int(path.stem)}') # 01.json is problem 1
             if problem.subject != subject.name: raise InterlatError(f"{path}: the problem is of {SUBJECTS[problem.subject]}; wanted {SUBJECTS[subject.name]}, as the folder says")
             yield str(path), problem
 
@@ -97,14 +101,19 @@ def _table(source, split):
         yield where, _problem(row, where, name)
 
 # %% ../nbs/05b_mathdata.ipynb #05b00010
+def _several(given, default):
+    "What is asked for as a list: one alone, several, or for None the default."
+    if given is None: return default
+    return list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
+
 def _wanted(subjects, levels):
     "Folders of the subjects and texts of the levels that are asked for; all for None."
-    subjects = [subjects] if isinstance(subjects, str) else list(SUBJECTS if subjects is None else subjects)
+    subjects, levels = _several(subjects, SUBJECTS), _several(levels, None)
     for s in subjects:
-        if s not in _FOLDERS: raise InterlatError(f"unknown subject {s!r}; MATH has {', '.join(SUBJECTS)}")
+        if not isinstance(s, str) or s not in _FOLDERS: raise InterlatError(f"unknown subject {s!r}; MATH has {', '.join(SUBJECTS)}")
     for n in levels or ():
-        if n not in LEVELS: raise InterlatError(f"unknown level {n!r}; MATH has {', '.join(map(str, LEVELS))}")
-    return {_FOLDERS[s] for s in subjects}, {*map(str, LEVELS), ''} if levels is None else set(map(str, levels))
+        if isinstance(n, bool) or n not in LEVELS: raise InterlatError(f"unknown level {n!r}; MATH has {', '.join(map(str, LEVELS))}")
+    return {_FOLDERS[s] for s in subjects}, {*map(str, LEVELS), ''} if levels is None else {str(int(n)) for n in levels}
 
 def _there(problems):
     "What subjects and levels there are, for a message."
@@ -119,8 +128,8 @@ def _number(problem, at):
 def read_problems(
     source:str|Path, # the original's folder or the one above it; file, folder or hub id of rows
     split:str='test', # the split to read; for a file: the one that it is; '' where there is just one
-    subjects:Collection[str]|None=None, # folders of `SUBJECTS` or MATH's own names; None: all
-    levels:Collection[int]|None=None, # of 1 to 5; None: all, an unknown one included
+    subjects:Iterable[str]|str|None=None, # folders of `SUBJECTS` or MATH's own names; None: all
+    levels:Iterable[int]|int|None=None, # of 1 to 5; None: all, an unknown one included
 )->list[Problem]: # by subject, as in `SUBJECTS`, and number
     "Problems of MATH, or in its form. Raises `InterlatError` that names file or row and field at fault, and where no problem is left, what there is."
     folders, wanted = _wanted(subjects, levels)

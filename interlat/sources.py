@@ -12,6 +12,7 @@ from itertools import chain, zip_longest
 from pathlib import Path
 
 from .core import *
+from .rows import *
 from .tasks import *
 from .problems import *
 from .custom import *
@@ -30,7 +31,7 @@ def _check_number(name, n):
 @dataclass
 class GameData:
     "Household games, or conversations."
-    data_path:str = field(default='', metadata=dict(help='folder of games; empty: $ALFWORLD_DATA, where alfworld-download puts them; or a .json or .jsonl file of conversations'))
+    data_path:str = field(default='', metadata=dict(help='folder of games; empty: $ALFWORLD_DATA, where alfworld-download puts them; or a .json, .jsonl or .parquet file of conversations'))
     split:str|None = field(default=None, metadata=dict(help='split of the games (train; to evaluate: valid_unseen)'))
     view:str = field(default='map', metadata=dict(help='what the sender sees: map or task'))
     num_games:int|None = field(default=None, metadata=dict(help='only so many games, of all task types alike', aliases=FEW))
@@ -43,7 +44,7 @@ class GameData:
     def tasks(self)->list[Task]:
         "The games of a split, or conversations; raises `InterlatError` if there are none."
         _check_number('num_games', self.num_games)
-        if Path(self.data_path).suffix in ('.json', '.jsonl'): return load_conversations(self.data_path)[:self.num_games]
+        if Path(self.data_path).suffix in SUFFIXES: return load_conversations(self.data_path)[:self.num_games]
         files = find_games(self.data_path, self.split or 'train')
         return [game_task(f, self.view) for f in (files if self.num_games is None or self.num_games >= len(files) else mixed_games(files, self.num_games))]
 

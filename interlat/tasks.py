@@ -144,22 +144,23 @@ def _eto_task(row, where, n, task_type):
     "The task of an ETO row."
     turns = _turns(row, where)
     for name in ('id','game_file','task_id','task_type'):
-        if not isinstance(row.get(name, ''), str) and not (name.endswith('id') and type(row[name]) is int):
+        if not isinstance(row.get(name), str|None) and not (name.endswith('id') and type(row[name]) is int):
             raise InterlatError(f"{where}: `{name}` is {row[name]!r:.80}; wanted a text")
     task_id = next((str(row[k]) for k in ('id','game_file','task_id') if row.get(k) not in (None, '')), str(n))
-    source = row.get('game_file', '')
+    source = row.get('game_file') or ''
     folder = re.search(r'(?:^|[/\\])([a-z_]+)-\w+-\w*-\w*-\d+(?:[/\\]|$)', source)
     return Task(task_id, row.get('task_type') or (folder[1] if folder else task_type), _opening(turns), turns=turns, source=source)
 
 # %% ../nbs/03_tasks.ipynb #3a51c0d6
 def load_conversations(
-    path:str|Path, # file with a list of rows in JSON, one row a line, or Parquet
+    path:str|Path, # a file: a list of rows in JSON, one row a line, or Parquet; no folder, no hub id
     task_type:str='conversation', # of rows that have no `task_type` and no game's folder in `game_file`
 )->list[Task]: # without plans; the prompt is the conversation's opening, `source` the row's `game_file`
     """Read ETO-style conversations. A task's id is its row's `id`, `game_file` or `task_id`, else the row's number; a last turn of the human is dropped.
     Raises `InterlatError` that names the row, the turn and the field at fault, or the id found twice."""
     tasks, seen = [], {}
-    for where,row in read_rows(check_file(path, 'conversation file')):
+    if not Path(path).is_file(): raise InterlatError(f"conversation file not found: {path}; wanted one JSON, JSONL or Parquet file: of a folder, a split or a data set on the hub, the file that holds the rows")
+    for where,row in read_rows(path):
         task = _eto_task(row, where, where.split(' ')[-1], task_type)
         if task.task_id in seen: raise InterlatError(f"{where}: id {task.task_id!r} stands in {seen[task.task_id].split(', ')[-1]} already")
         seen[task.task_id] = where

@@ -65,9 +65,32 @@ def test_the_split(tmp_path):
     with pytest.raises(InterlatError, match='data set not found: '): read_problems(tmp_path/'none')
 
 
-@pytest.mark.parametrize('level, kept', [('Level 1', '1'), ('Level 5', '5'), ('Level ?', ''), (3, '3'), ('3', '3')])
+@pytest.mark.parametrize('level, kept', [('Level 1', '1'), ('Level 5', '5'), ('Level ?', ''), (3, '3'), ('3', '3'), (5.0, '5'), (float('nan'), '')])
 def test_levels(tmp_path, level, kept):
     assert read_problems(write(tmp_path/'a.jsonl', row(level=level)))[0].level == kept
+
+
+def test_levels_with_gaps(tmp_path):
+    "Pandas makes doubles of integers where one is missing, and Parquet keeps a null for it."
+    pytest.importorskip('pyarrow')
+    import pandas as pd
+    pd.DataFrame([newer(1, level=5), newer(2, level=None), newer(3, level=2)]).to_parquet(tmp_path/'a.parquet')
+    assert [p.level for p in read_problems(tmp_path/'a.parquet')] == ['5', '', '2'] and [p.level for p in read_problems(tmp_path/'a.parquet', levels=2)] == ['2']
+
+
+def test_numbers_of_files(tmp_path):
+    "01.json is problem 1, which may not be there twice."
+    write(tmp_path/'test'/'prealgebra'/'01.json', row(1)); write(tmp_path/'test'/'prealgebra'/'10.json', row(10))
+    assert [p.problem_id for p in read_problems(tmp_path)] == ['test/prealgebra/1', 'test/prealgebra/10']
+    write(tmp_path/'test'/'prealgebra'/'1.json', row(2))
+    with pytest.raises(InterlatError, match="prealgebra/0?1.json: problem 'test/prealgebra/1' stands in .*prealgebra/0?1.json already"): read_problems(tmp_path)
+    write(tmp_path/'test'/'algebra'/'²x.json', row(2))
+    with pytest.raises(InterlatError, match='²x.json is not named by a number'): read_problems(tmp_path)
+
+
+def test_an_archive_has_to_be_unpacked(tmp_path):
+    (tmp_path/'MATH.tar.xz').write_bytes(b'\xfd7zXZ\x00')
+    with pytest.raises(InterlatError, match='MATH.tar.xz is packed; unpack it'): read_problems(tmp_path/'MATH.tar.xz')
 
 
 @pytest.mark.parametrize('solution, answer', [(r'$\boxed{1}$, no: $\boxed{\frac{1}{2}}$', r'\frac{1}{2}'), (r'\fbox{7}', '7'), (r'$\boxed 9$', '9')])
@@ -129,17 +152,20 @@ def mixed(tmp_path):
 
 
 @pytest.mark.parametrize('kw, n', [(dict(), 36), (dict(subjects=['algebra']), 5), (dict(subjects='algebra'), 5), (dict(subjects=['Counting & Probability', 'geometry']), 10),
-                                   (dict(levels=[1, 5]), 14), (dict(levels=(3,), subjects=('prealgebra',)), 1), (dict(subjects=['prealgebra']), 6), (dict(levels=range(1, 6)), 35)])
+                                   (dict(levels=[1, 5]), 14), (dict(levels=(3,), subjects=('prealgebra',)), 1), (dict(subjects=['prealgebra']), 6), (dict(levels=range(1, 6)), 35), (dict(levels=4), 7), (dict(levels=[4.0], subjects='Geometry'), 1)])
 def test_filters(mixed, kw, n):
     problems = read_problems(mixed, **kw)
     assert len(problems) == n and [p.subject for p in problems] == sorted((p.subject for p in problems), key=list(SUBJECTS).index)
+    wanted = kw.get('levels', range(1, 6))
+    wanted = [wanted] if isinstance(wanted, int) else wanted
     chosen = {s if s in SUBJECTS else list(SUBJECTS)[NAMES.index(s)] for s in ([kw['subjects']] if isinstance(kw.get('subjects'), str) else kw.get('subjects', SUBJECTS))}
-    assert {p.subject for p in problems} == chosen and {p.level for p in problems} <= {*map(str, kw.get('levels', [*range(1, 6), '']))}
+    assert {p.subject for p in problems} == chosen and {p.level for p in problems} <= {*(str(int(n)) for n in wanted), *([] if 'levels' in kw else [''])}
 
 
 @pytest.mark.parametrize('kw, said', [
     (dict(subjects=['topology']), "unknown subject 'topology'; MATH has algebra, counting_and_probability, "), (dict(subjects=['algebra', 3]), 'unknown subject 3'),
-    (dict(levels=[0]), 'unknown level 0; MATH has 1, 2, 3, 4, 5'), (dict(levels=['5']), "unknown level '5'"),
+    (dict(levels=[0]), 'unknown level 0; MATH has 1, 2, 3, 4, 5'), (dict(levels=['5']), "unknown level '5'"), (dict(levels='5'), "unknown level '5'"), (dict(levels=True), 'unknown level True'), (dict(levels=[1, True]), 'unknown level True'),
+    (dict(levels=7), 'unknown level 7'), (dict(levels=[2.5]), 'unknown level 2.5'), (dict(subjects=3), 'unknown subject 3'), (dict(subjects=[['algebra']]), r"unknown subject \['algebra'\]"),
     (dict(levels=[4]), 'no problems of algebra, .* at level 4; there is prealgebra 1, \\?$'), (dict(subjects=['geometry']), 'no problems of geometry at level 1, 2, 3, 4, 5; there is prealgebra'),
     (dict(subjects=[]), 'no problems of no subject at level'), (dict(levels=[]), 'at level none; there is')])
 def test_filters_that_leave_nothing_or_ask_for_what_is_not(tmp_path, kw, said):

@@ -48,7 +48,7 @@ def test_no_rows_are_no_error_here(tmp_path, text):
 
 @pytest.mark.parametrize('content, said', [
     (b'{"a": 1}\n{"a"', 'a.json, line 2 is not JSON: '), (b'[{"a": 1}, ', 'a.json is not JSON: '), (b'[1]', 'a.json, row 1 is 1; wanted an object'),
-    (b'{"a": 1}\n\nnull', 'a.json, line 3 is None; wanted an object'), (b'{"a": "\xff"}', 'a.json is not text in UTF-8: '),
+    (b'{"a": 1}\n\nnull', 'a.json, line 3 is None; wanted an object'), (b'{"a": "\xff"}', 'a.json is not text in UTF-8: .*; wanted JSON, or a file whose name ends in .parquet$'),
     (b'{"a": ' + b'9'*5000 + b'}', 'a.json, line 1 is not JSON: ')])
 def test_broken_files(tmp_path, content, said):
     (tmp_path/'a.json').write_bytes(content)
@@ -83,6 +83,29 @@ def test_a_folder_of_parts(tmp_path):
     write(tmp_path/'b'/'part-1.parquet', ROWS[1:]); write(tmp_path/'a=1'/'part-0.parquet', ROWS[:1])
     assert fields(read_rows(tmp_path)) == ROWS, 'nothing is made of the names of folders'
     with pytest.raises(InterlatError, match="no files of split 'test'; its files are part-0.parquet, part-1.parquet"): read_rows(tmp_path, 'test')
+
+
+@pytest.mark.parametrize('name, other, split', [('train.json', 'train.jsonl', 'train'), ('train.jsonl', 'train.parquet', ''), ('train-00000-of-00001.parquet', 'train.parquet', 'train'),
+                                                ('data/test-00000-of-00001.json', 'data/test.jsonl', 'test'), ('mine.json', 'mine.jsonl', 'mine'), ('mine.json', 'mine.jsonl', '')])
+def test_rows_that_are_there_twice_are_refused(tmp_path, name, other, split):
+    first, second = (write(tmp_path/n, ROWS) for n in (name, other))
+    with pytest.raises(InterlatError, match=f'{first.parent} holds both {first.name} and {second.name}, the same rows twice; wanted one of them: ') as e: read_rows(tmp_path, split)
+    assert '\n' not in str(e.value) and fields(read_rows(first)) == ROWS
+    second.unlink()
+    assert fields(read_rows(tmp_path, split)) == ROWS
+
+
+def test_one_kind_of_file_a_folder(tmp_path):
+    "Configurations may be of several kinds, and another split's files are its own affair."
+    for name, part in (('a/train.json', ROWS[:1]), ('b/train.jsonl', ROWS[1:]), ('a/test.json', ROWS), ('a/test.jsonl', ROWS)): write(tmp_path/name, part)
+    assert fields(read_rows(tmp_path, 'train')) == ROWS
+    with pytest.raises(InterlatError, match='a holds both test.json and test.jsonl'): read_rows(tmp_path, 'test')
+
+
+@pytest.mark.parametrize('name', ['MATH.tar.xz', 'MATH.tar', 'data.jsonl.gz', 'DATA.ZIP', 'x.tgz'])
+def test_archives_have_to_be_unpacked(tmp_path, name):
+    (tmp_path/name).write_text('{"a": 1}')
+    with pytest.raises(InterlatError, match=f'{name} is packed; unpack it, and give the file or folder that comes out$'): read_rows(tmp_path/name)
 
 
 def test_nothing_there(tmp_path):

@@ -107,4 +107,21 @@ def test_conversation_files_that_are_not_json(tmp_path):
     with pytest.raises(InterlatError, match='line 2 is not JSON'): load_conversations(path)
     path.write_text('[{')
     with pytest.raises(InterlatError, match='c.jsonl is not JSON'): load_conversations(path)
-    with pytest.raises(InterlatError, match='conversation file not found'): load_conversations(tmp_path/'none.json')
+
+
+def test_conversations_are_one_file(tmp_path):
+    "Neither a folder, of which nobody says the split, nor a data set on the hub."
+    (tmp_path/'eto').mkdir()
+    (tmp_path/'eto'/'train.json').write_text(json.dumps([eto()]))
+    for path in (tmp_path/'none.json', tmp_path/'eto', 'someone/eto'):
+        with pytest.raises(InterlatError, match=f'^conversation file not found: {path}; wanted one JSON, JSONL or Parquet file: of a folder, a split or a data set on the hub, the file that holds the rows$'): load_conversations(path)
+
+
+def test_conversations_in_parquet(tmp_path):
+    "Where a row has no value, Parquet has a null."
+    pq, pa = pytest.importorskip('pyarrow.parquet'), pytest.importorskip('pyarrow')
+    rows = [eto(), eto(id=None, game_file='look_at_obj_in_light-Book-None-DeskLamp-301', task_type=None), eto(id=None)]
+    pq.write_table(pa.Table.from_pylist([dict(r, game_file=r.get('game_file')) for r in rows]), tmp_path/'c.parquet')
+    tasks = load_conversations(tmp_path/'c.parquet')
+    assert [(t.task_id, t.task_type, t.source) for t in tasks] == [('a', 'conversation', ''), (rows[1]['game_file'], 'look_at_obj_in_light', rows[1]['game_file']), ('3', 'conversation', '')]
+    assert tasks[0].turns == loaded(tmp_path, eto())[0].turns
