@@ -26,8 +26,9 @@ def exact(name): return lm(name).double() # loud random models blow float32's ro
 
 def student(base, feedback='projection', **kw):
     "A student whose projection is nobody's identity."
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter('ignore') # tied embeddings under ridge
+        torch.manual_seed(0)
         s = LatentStudent(base, feedback, **kw)
     g = torch.Generator().manual_seed(1)
     for p in (*getattr(s, 'projection', torch.nn.Identity()).parameters(), *(s.output_proj.parameters() if s.output_proj else ())):
@@ -70,8 +71,9 @@ def test_states_are_those_of_the_reference_for_any_batch_and_padding(name):
 
 
 @pytest.mark.parametrize('name', FAMILIES)
-def test_gradients_are_those_of_the_reference(name):
+def test_gradients_are_those_of_the_reference(name, monkeypatch):
     "Through every step, the cache and both linear layers, with padding in the batch."
+    monkeypatch.setattr(torch, 'float32', torch.float64) # norms and softmax go down to float32 in whatever model: here they stay exact
     s = student(exact(name), output_size=12)
     mine = [p for p in s.parameters() if p.requires_grad]
     weight = torch.randn(len(PROMPTS), 4, 12, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
