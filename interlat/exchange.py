@@ -7,7 +7,6 @@ __all__ = ['read_messages', 'import_messages', 'export_messages']
 
 # %% ../nbs/01b_exchange.ipynb #3ca98754
 import os, re
-from importlib import import_module
 from itertools import islice
 from pathlib import Path
 import torch
@@ -15,12 +14,7 @@ from .core import *
 from .message import *
 
 # %% ../nbs/01b_exchange.ipynb #b79414de
-def _need(name):
-    "The module `name`; `InterlatError` if it is not installed."
-    try: return import_module(name)
-    except ImportError as e: raise InterlatError(f"message data sets of others need {name} ({e}): pip install 'interlat[data]'") from e
-
-def _first_line(e): return (str(e).splitlines() or [type(e).__name__])[0]
+def _need(name): return need(name, 'message data sets of others need', 'data')
 
 # %% ../nbs/01b_exchange.ipynb #d1f63eac
 def _is_list(t):
@@ -85,14 +79,14 @@ def _parquet(folder, files, n):
         try:
             with pq.ParquetFile(file, buffer_size=2**20, pre_buffer=False) as f:
                 for batch in f.iter_batches(n, columns=_columns(f.schema_arrow.names, name)): yield name, batch
-        except (OSError, _need('pyarrow').ArrowException) as e: raise InterlatError(f"cannot read {file} as Parquet: {_first_line(e)}") from e
+        except (OSError, _need('pyarrow').ArrowException) as e: raise InterlatError(f"cannot read {file} as Parquet: {first_line(e)}") from e
 
 # %% ../nbs/01b_exchange.ipynb #be50d70f
 def _hugging_face(source, split, n):
     "(name, table of up to `n` rows) through a data set on disk, a `Path`, or on the hub, a string."
     datasets, on_disk = _need('datasets'), isinstance(source, Path)
     try: data = datasets.load_from_disk(str(source)) if on_disk else datasets.load_dataset(source, streaming=True)
-    except (OSError, ValueError, RuntimeError) as e: raise InterlatError(f"cannot load the data set {source}: {_first_line(e)}") from e
+    except (OSError, ValueError, RuntimeError) as e: raise InterlatError(f"cannot load the data set {source}: {first_line(e)}") from e
     if isinstance(data, dict):
         if (split or len(data) > 1) and split not in data: raise InterlatError(f"{source} has the splits {', '.join(data)}; choose one with split, found {split!r}")
         data = data[split or next(iter(data))]
@@ -100,7 +94,7 @@ def _hugging_face(source, split, n):
     name = source.name if on_disk else source
     try:
         for table in data.with_format('arrow').iter(n): yield name, table.select(_columns(table.column_names, name))
-    except (OSError, _need('pyarrow').ArrowException) as e: raise InterlatError(f"cannot read the data set {source}: {_first_line(e)}") from e
+    except (OSError, _need('pyarrow').ArrowException) as e: raise InterlatError(f"cannot read the data set {source}: {first_line(e)}") from e
 
 # %% ../nbs/01b_exchange.ipynb #18638b9c
 def _tables(source, split, n):

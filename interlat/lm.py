@@ -54,11 +54,9 @@ def load_tokenizer(
     "The tokenizer of `name`, with a padding token. Raises `InterlatError` where there is none to load."
     src, kw = _source(name)
     try: tok = _tokenizer_class(src).from_pretrained(src, **kw)
-    except (OSError, ValueError, ImportError) as e: raise InterlatError(f"cannot load the tokenizer of {name}: {_first_line(e)}") from e
+    except (OSError, ValueError, ImportError) as e: raise InterlatError(f"cannot load the tokenizer of {name}: {first_line(e)}") from e
     if tok.pad_token_id is None: tok.pad_token = tok.eos_token
     return tok
-
-def _first_line(e): return next(iter(str(e).strip().splitlines()), type(e).__name__)
 
 # %% ../nbs/06_lm.ipynb #0d3b96f4
 def _unpacked():
@@ -85,7 +83,7 @@ def load_lm(
     device = resolve_device(device)
     if kw: kw |= _unpacked()
     try: model = AutoModelForCausalLM.from_pretrained(src, dtype=resolve_dtype(dtype, device), **kw)
-    except (OSError, ValueError, ImportError, SafetensorError) as e: raise InterlatError(f"cannot load the model {name}: {_first_line(e)}") from e
+    except (OSError, ValueError, ImportError, SafetensorError) as e: raise InterlatError(f"cannot load the model {name}: {first_line(e)}") from e
     return _plain(model).to(device).eval() if kw else model.to(device).eval(), tok
 
 # %% ../nbs/06_lm.ipynb #26a6a7b8

@@ -107,14 +107,14 @@ def evaluate_answers(
     progress, how = how.pop('progress', True), Examination(**how)
     if bare := [t.task_id for t in tasks if not t.answer.strip()]: raise InterlatError(f"{len(bare)} of {len(tasks)} tasks have no reference answer, {bare[0]} the first; answers cannot be graded without")
     check_questions(tasks)
+    find = answer_finder(how.pattern)
     with Grader(how.workers, how.time_limit) as grader:
         def work(who, todo, messages, channel, how):
             asked = {k: v for k,v in asdict(how).items() if k in Answering.__dataclass_fields__}
-            for batch in answer(who.actor, who.tokenizer, todo, messages, channel, **asked): yield from _graded(grader, how.pattern, [(todo[i], answers) for i, answers in batch])
+            for batch in answer(who.actor, who.tokenizer, todo, messages, channel, **asked): yield from _graded(grader, find, [(todo[i], answers) for i, answers in batch])
         return as_samples(run_conditions(Contender(actor, store=store, tokenizer=tokenizer), tasks, conditions, lambda: AnswerLog(Path(out)/'answers.csv'), how, work, actors, seeds, progress))
 
-def _graded(grader, pattern, batch):
+def _graded(grader, find, batch):
     "(task, answers, grades) of each in a batch."
-    find = answer_finder(pattern)
     grades = iter(grader.grade([(t.answer, find(a.text)) for t, answers in batch for a in answers]))
     return [(t, answers, [next(grades) for _ in answers]) for t, answers in batch]

@@ -17,12 +17,11 @@ from .questions import *
 from .accuracy import *
 
 # %% ../nbs/20d_report.ipynb #20d00005
-def _figures(out, runs, by, what):
-    "Save the figures that the runs give. Raises `InterlatError` without plotly."
+def _figures(out, runs, told, by, what):
+    "Save the figures of the runs and of their effects. Raises `InterlatError` without plotly."
     try: from interlat.viz import effects_by_type, save_figure, success_by_condition
     except ImportError as e: raise InterlatError(f"the tables are in {out}; the figures need plotly and kaleido ({e}): pip install 'interlat[viz]'") from e
     save_figure(success_by_condition(summarise(runs), what=what), out/'figures'/'success_by_condition')
-    told = effects(runs, by, what)
     if len(told): save_figure(effects_by_type(told, by=by, what=what), out/'figures'/'effects_by_type')
 
 def report(
@@ -30,9 +29,15 @@ def report(
 )->pd.DataFrame: # what was printed first: a row a condition
     "Write the tables and the figures, print the rates and the effects. Raises `InterlatError` if there are no results."
     out = Path(out)
-    if (out/'answers.csv').exists(): table, runs, by, what = write_accuracy(out), runs_of(read_answers(out/'answers.csv')), 'level', 'question'
-    else: table, runs, by, what = write_tables(out)[0], read_games(out/'games.csv'), 'task_type', 'game'
-    print(table.round(3).to_string(index=False), *effects(runs, what=what).sentence, sep='\n')
-    _figures(out, runs, by, what)
+    if (out/'answers.csv').exists():
+        samples = read_answers(out/'answers.csv')
+        tables, runs, by, what = answer_tables(samples), runs_of(samples), 'level', 'question'
+    else:
+        runs = read_games(out/'games.csv')
+        tables, by, what = game_tables(runs), 'task_type', 'game'
+    write_csvs(out, tables)
+    table, told = next(iter(tables.values())), tables['effects']
+    print(table.round(3).to_string(index=False), *told[told[by] == 'all'].sentence, sep='\n')
+    _figures(out, runs, told, by, what)
     print(f"tables: {out}/*.csv; figures: {out}/figures/*.png")
     return table

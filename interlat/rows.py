@@ -8,7 +8,6 @@ __all__ = ['SUFFIXES', 'SPLIT_NAMES', 'PACKED', 'parse_json', 'choose_split', 'r
 # %% ../nbs/02b_rows.ipynb #02b00002
 import json, re
 from collections.abc import Collection
-from importlib import import_module
 from pathlib import Path
 
 from .core import *
@@ -31,12 +30,7 @@ def _json_rows(path):
     return [(where, parse_json(line, where)) for where,line in lines]
 
 # %% ../nbs/02b_rows.ipynb #02b00009
-def _need(name, source):
-    "The module `name`; `InterlatError` if it is not installed."
-    try: return import_module(name)
-    except ImportError as e: raise InterlatError(f"reading {source} needs {name} ({e}): pip install 'interlat[data]'") from e
-
-def _first_line(e): return (str(e).splitlines() or [type(e).__name__])[0]
+def _need(name, source): return need(name, f'reading {source} needs', 'data')
 
 def _numbered(name, rows): return [(f'{name}, row {n}', row) for n,row in enumerate(rows, 1)]
 
@@ -44,7 +38,7 @@ def _parquet_rows(path):
     pq, pa = _need('pyarrow.parquet', path), _need('pyarrow', path)
     try:
         with pq.ParquetFile(path) as f: return _numbered(path, f.read().to_pylist())
-    except (OSError, pa.ArrowException) as e: raise InterlatError(f"cannot read {path} as Parquet: {_first_line(e)}") from e
+    except (OSError, pa.ArrowException) as e: raise InterlatError(f"cannot read {path} as Parquet: {first_line(e)}") from e
 
 # %% ../nbs/02b_rows.ipynb #02b0000b
 def choose_split(
@@ -72,7 +66,7 @@ def _hugging_face(source, split):
         names = {config: source if len(tables) == 1 else f'{source}, {config}' for config in tables}
         return [row for config,data in tables.items() for row in _rows_of(data, split, names[config], names[config])]
     except InterlatError: raise
-    except (OSError, ValueError, RuntimeError) as e: raise InterlatError(f"cannot load the data set {source}: {_first_line(e)}") from e
+    except (OSError, ValueError, RuntimeError) as e: raise InterlatError(f"cannot load the data set {source}: {first_line(e)}") from e
 
 # %% ../nbs/02b_rows.ipynb #02b0000d
 SUFFIXES = ('.json', '.jsonl', '.parquet') # of files that hold rows

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PAIRED', 'EFFECTS', 'WON', 'OWN', 'game_rates', 'summarise', 'paired', 'effects', 'ablation_table', 'kept',
-           'write_tables']
+           'game_tables', 'write_csvs', 'write_tables']
 
 # %% ../nbs/15b_summary.ipynb #5de496a7
 from math import isnan
@@ -166,12 +166,24 @@ def kept(
     return pd.DataFrame(rows, columns=['condition', 'kept', 'kept_low', 'kept_high'])
 
 # %% ../nbs/15b_summary.ipynb #8e4ba93e
+def game_tables(
+    games:pd.DataFrame, # rows as in `games.csv`
+)->dict[str,pd.DataFrame]: # summary, paired, and effects: all games, then by task type
+    "What an evaluation of games says, by the name of the table."
+    return dict(summary=summarise(games), paired=paired(games), effects=effects(games, 'task_type'))
+
+def write_csvs(
+    out:str|Path, # folder
+    tables:dict[str,pd.DataFrame], # by name
+)->None:
+    "Write each table as `<name>.csv`; raises `InterlatError` if one cannot be written."
+    for name, t in tables.items():
+        with writing(path := Path(out)/f'{name}.csv'): write_atomic(path, t.to_csv(index=False))
+
 def write_tables(
     out:str|Path, # folder with a `games.csv`
 )->tuple[pd.DataFrame,pd.DataFrame]: # summary, paired
-    "Write `summary.csv`, `paired.csv` and `effects.csv` (all games, then by task type) beside `games.csv`. Raises `InterlatError` if there is none."
-    games = read_games(Path(out)/'games.csv')
-    tables = dict(summary=summarise(games), paired=paired(games), effects=effects(games, 'task_type'))
-    for name, t in tables.items():
-        with writing(path := Path(out)/f'{name}.csv'): write_atomic(path, t.to_csv(index=False))
+    "Write `game_tables` beside `games.csv`. Raises `InterlatError` if there is none."
+    tables = game_tables(read_games(Path(out)/'games.csv'))
+    write_csvs(out, tables)
     return tables['summary'], tables['paired']
