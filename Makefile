@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --log $(VENV)/pi
 TELL := awk '/^ *Downloading .*[MG]B\)/ {print "   ", $$1, $$2, $$3, $$4} \
 	/^Building wheel/ {print "    building", $$NF} /^Installing collected/ {print "    unpacking"} {fflush()}'
 
-.PHONY: help setup demo smollm2 test lab export readme results prepare clean distclean
+.PHONY: help setup demo smollm2 test lab export readme results fixture prepare clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -69,6 +69,10 @@ results: ## keep the tables of the last demo, of E03, E06, E08 and both runs of 
 	@for run in ablations ablations_cross; do mkdir -p data/$$run figures/$$run; \
 		cp data/runs/$$run/{ablations,summary,per_seed,logs}.csv data/runs/$$run/metrics.json data/$$run/; \
 		sed 's#$(CURDIR)/##' data/runs/$$run/manifest.json > data/$$run/manifest.json; done
+
+fixture: ## keep a part of the last demo as the session that comes with the package
+	@rm -rf interlat/assets/session
+	@$(BIN)/python -c "from interlat.session import *; print(copy_session(open_session('data/runs/demo'), 'interlat/assets/session'))"
 
 prepare: export readme ## what to run before a commit
 

@@ -8,6 +8,7 @@ __all__ = ['BASELINES', 'partners', 'others_mean', 'Delivery', 'stand_in', 'Cont
 
 # %% ../nbs/15_evaluate.ipynb #82530bd8
 import hashlib, json
+from bisect import bisect_left
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from numbers import Integral
@@ -39,9 +40,10 @@ def partners(
     games = sorted(games, key=lambda g: g.task_id)
     pools = {t: [g.task_id for g in games if (g.task_type == t) == (kind == 'same_type')] for t in {g.task_type for g in games}}
     for g in games:
-        pool = [i for i in pools[g.task_type] if i != g.task_id]
-        if not pool: raise InterlatError(f"{variant} needs {_SHORT_OF[kind]} {g.task_type}; take more tasks, or leave {variant} out")
-        found[g.task_id] = pool[derive_seed(seed, variant, g.task_id) % len(pool)]
+        pool, own = pools[g.task_type], kind == 'same_type' # its own type's pool holds the game itself
+        if len(pool) == own: raise InterlatError(f"{variant} needs {_SHORT_OF[kind]} {g.task_type}; take more tasks, or leave {variant} out")
+        k = derive_seed(seed, variant, g.task_id) % (len(pool) - own)
+        found[g.task_id] = pool[k + (own and k >= bisect_left(pool, g.task_id))]
     return found
 
 # %% ../nbs/15_evaluate.ipynb #3b2c74e5
