@@ -7,14 +7,17 @@ __all__ = ['EVALUATED', 'EvalArguments', 'PlayArguments', 'AnswerArguments', 'ev
 
 # %% ../nbs/20e_evaluation.ipynb #20e00002
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from .core import *
 from .message import *
 from .lm import *
 from .perturb import *
 from .actor import *
+from .gamelog import *
 from .evaluate import *
 from .questions import *
+from .session import *
 from .arguments import *
 from .sources import *
 from .report import *
@@ -98,4 +101,5 @@ def evaluate_from(
     others = _others(args, load, actor)
     (evaluate if games else evaluate_answers)(actor, load_tokenizer(args.model_name_or_path), tasks, store or None, list(dict.fromkeys([*variants, *others])),
         args.output_dir, others, seeds, batch_size=args.batch_size, temperature=args.temperature, **vars(how))
+    if store: save_session(args.output_dir, tasks, store, args.model_name_or_path, store.sender.split(', ')[0], Path(args.output_dir)/RESULTS[not games]) # for the explorer
     report(args.output_dir)

@@ -32,10 +32,11 @@ from .attribution import *
 # %% ../nbs/17b_session.ipynb #5e550005
 FILE, TASKS = 'session.json', 'session_tasks.jsonl'
 
-def _inside(path, folder):
-    "A path as it is kept: from the folder, if it is in there; names of presets and models stay as they are."
-    p = Path(path)
-    return str(p.resolve().relative_to(Path(folder).resolve())) if p.exists() and p.resolve().is_relative_to(Path(folder).resolve()) else str(path)
+def _kept(path, folder):
+    "A path as it is kept: from the folder, if it is in there, else in full; names of presets and models stay as they are."
+    full, folder = Path(path).resolve(), Path(folder).resolve()
+    if not Path(path).exists(): return str(path)
+    return str(full.relative_to(folder) if full.is_relative_to(folder) else full)
 
 def save_session(
     folder:str|Path, # of the run
@@ -50,9 +51,9 @@ def save_session(
     folder = Path(folder)
     if not tasks: raise InterlatError(f"no tasks to look into in {folder}")
     if missing := [t.task_id for t in tasks if t.task_id not in store]: raise InterlatError(f"{len(missing)} of {len(tasks)} tasks have no message in {store.path}, {missing[0]} the first")
-    save_tasks([replace(t, source=_inside(t.source, folder) if t.source else '') for t in tasks], folder/TASKS)
-    found = dict(actor=_inside(actor, folder), sender=_inside(sender, folder), messages=_inside(store.path, folder), log=_inside(log, folder) if log else '',
-                 students={k: _inside(v, folder) for k, v in (students or {}).items()})
+    save_tasks([replace(t, source=_kept(t.source, folder) if t.source else '') for t in tasks], folder/TASKS)
+    found = dict(actor=_kept(actor, folder), sender=_kept(sender, folder), messages=_kept(store.path, folder), log=_kept(log, folder) if log else '',
+                 students={k: _kept(v, folder) for k, v in (students or {}).items()})
     return write_atomic(folder/FILE, json.dumps(found, indent=1) + '\n')
 
 # %% ../nbs/17b_session.ipynb #5e550007

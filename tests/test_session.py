@@ -1,0 +1,91 @@
+"Attribution, and runs that are opened: what the notebooks would not show."
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from cast import actor, games, lm, questions, tokenizer
+
+from interlat.attribution import *
+from interlat.collect import *
+from interlat.core import *
+from interlat.gamelog import *
+from interlat.lm import *
+from interlat.message import *
+from interlat.questions import *
+from interlat.session import *
+
+
+@pytest.fixture(scope='module')
+def session(): return open_fixture()
+
+
+def test_a_decision_is_the_same_at_any_batch_size(session):
+    t = session.tasks[3]
+    moment = session.moments(t.task_id)[0][2]
+    messages = [session.message(t.task_id, c)[0] for c in ('latent', 'no_comm', 'cross_task', 'first_4')]
+    whole = moment.decision(session.actor, session.tokenizer)(messages)
+    for size in (1, 7, 1000):
+        again = Decision(session.actor, session.tokenizer, moment.turns, moment.offers, size)(messages)
+        assert torch.allclose(whole, again, atol=1e-4)
+    alone = torch.cat([moment.decision(session.actor, session.tokenizer)([m]) for m in messages])
+    assert torch.allclose(whole, alone, atol=1e-4)
+
+
+def test_what_the_actor_did_is_what_it_finds_likeliest(session):
+    done = [(d(([session.message(t.task_id)[0]]))[0].argmax().item(), list(d.candidates), m.said)
+            for t in session.tasks[:8] for m in session.moments(t.task_id)[0] for d in [m.decision(session.actor, session.tokenizer)] if m.said in m.offers]
+    assert len(done) > 30 and sum(c[i] == said for i, c, said in done) >= .95*len(done) # greedy word by word is nearly always the likeliest whole
+
+
+def test_the_trained_actor_reads_the_first_step_of_the_plan_first(session):
+    top = []
+    for t in session.tasks:
+        message = session.store[t.task_id]
+        found = leave_span_out(session.moments(t.task_id)[0][0].decision(session.actor, session.tokenizer), message, steps(message, session.sender_tokenizer))
+        top.append(int(found.js.idxmax()))
+    assert top.count(0) >= 18, top
+
+
+def test_a_session_of_questions(tmp_path):
+    tasks = questions(4)
+    sender, tok = load_lm('tiny-math', 'float32')
+    store = collect(sender, tok, tasks, MessageStore(tmp_path/'messages', sender='tiny-math'), max_new_tokens=12, progress=False)
+    reader = actor(load_lm('tiny-math', 'float32')[0], tok)
+    tok.save_pretrained(reader.save_pretrained(tmp_path/'actor'))
+    evaluate_answers(reader, tok, tasks, store, ['latent', 'no_comm'], tmp_path, max_new_tokens=6, workers=1, progress=False)
+    save_session(tmp_path, tasks, store, tmp_path/'actor', 'tiny-math', tmp_path/'answers.csv')
+    s = open_session(tmp_path)
+    moments, text = s.moments(tasks[0].task_id)
+    assert not s.plays and set(s.outcomes().values()) <= {'right', 'wrong'} and len(s.outcomes()) == 4
+    assert ''.join(m.said for m in moments) == text == s.recorded(tasks[0].task_id, 'latent').output
+    decide = moments[1].decision(s.actor, s.tokenizer)
+    p = decide([s.message(tasks[0].task_id)[0], None]).exp()
+    assert p.shape == (2, len(decide.candidates)) and torch.allclose(p.sum(1), torch.ones(2), atol=1e-4)
+    assert s.moments(tasks[0].task_id, 'first_2')[1] is not None # answered now
+    small = copy_session(s, tmp_path/'small', 2)
+    assert len(small.tasks) == 2 and len(small.results) == 4 and small.message(tasks[1].task_id)[0].text == store[tasks[1].task_id].text
+    with pytest.raises(InterlatError, match='not empty'): copy_session(s, tmp_path/'small')
+
+
+def test_a_broken_game_is_played_again(session, tmp_path):
+    small = copy_session(session, tmp_path/'part', 2)
+    rows = (tmp_path/'part'/'games.csv').read_text().splitlines()
+    broke = [r if ',latent' not in r and not r.startswith('latent') else r.replace(',True,', ',,').replace(',False,', ',,') for r in rows]
+    (tmp_path/'part'/'games.csv').write_text('\n'.join(broke) + '\n')
+    s = open_session(tmp_path/'part')
+    assert set(s.outcomes().values()) == {'error'} and s.moments(s.tasks[0].task_id)[1].won is not None
+
+
+def test_conditions_follow_the_tasks(session, tmp_path):
+    one = copy_session(session, tmp_path/'one', 1)
+    assert not {'cross_task', 'self_message', 'mean_message'} & set(one.conditions) and 'latent' in one.conditions
+    assert {'cross_task', 'self_message', 'mean_message'} <= set(session.conditions) and 'no_cot' not in session.conditions
+
+
+def test_mean_and_removal_agree_on_a_planted_span():
+    g = torch.Generator().manual_seed(0)
+    message = LatentMessage(torch.randn(12, 8, generator=g), [0]*12, '', 't', 's')
+    def reader(messages): return torch.stack([torch.stack([5*m.h.norm(dim=1).max(), torch.tensor(5*4.)]) for m in messages]) # looks for one long state
+    message = replace(message, h=message.h.index_put((torch.tensor(5),), 10*torch.ones(8)))
+    for how in WAYS: assert leave_span_out(reader, message, windows(12, 2), how).js.idxmax() == 2
