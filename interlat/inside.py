@@ -66,7 +66,7 @@ def lens_heatmap(
     check_columns(lens, ['position', 'rank', 'token', value, 'written'])
     grid, words = (lens.pivot(index='rank', columns='position', values=v) for v in (value, 'token'))
     n, written = grid.shape[1], lens.drop_duplicates('position').set_index('position').written
-    said = words.map(_short)
+    said = words.map(lambda w: _short(w, 9))
     fig = go.Figure(layout=dict(template=look(), title=title, height=200 + 44*len(grid), width=max(860, 60*min(n, 40) + 160)))
     fig.add_heatmap(z=grid, x=list(range(1, n+1)), y=[str(r) for r in grid.index], text=said, texttemplate='%{text}' if n <= 40 else None, textfont_size=11, zmin=0, zmax=1, colorscale='Blues', xgap=1, ygap=1,
                     colorbar=dict(title=dict(text=value, side='right'), thickness=12), hovertemplate=f'state %{{x}}, rank %{{y}}<br>%{{text}}: %{{z:.3f}} ({value})<extra></extra>')
