@@ -56,7 +56,7 @@ class Explorer:
         progress:bool=True, # show bars while the map is computed
     ):
         need('anywidget', 'the explorer needs', 'lab')
-        self.session = open_fixture() if session is None else session if isinstance(session, Session) else open_session(session)
+        self.session = as_session(session)
         self.dark, self.progress, self._maps, self._drawn, self._busy = dark, progress, {}, None, False
         self._controls(method, by)
         self._panels()
@@ -72,7 +72,7 @@ class Explorer:
         def slide(value, top, name, form='.0%'): return w.FloatSlider(value=value, min=0, max=top, step=.05, description=name, readout_format=form, layout=wide, style=narrow)
         latent = [c for c in s.conditions if VARIANTS[c].channel == 'latent' and c != 'latent']
         names = [(f"{i+1} · {TASKS.get(t.task_type, t.task_type)} · {t.task_id}", t.task_id) for i, t in enumerate(s.tasks)]
-        self.task = pick(names, s.tasks[0].task_id, 'task')
+        self.task = pick(names, s.first, 'task')
         self.condition = pick(s.conditions, 'latent', 'condition')
         self.against = pick(s.conditions, 'no_comm', 'compare with')
         self.step = w.IntSlider(min=0, max=1, description='step', layout=wide, style=narrow)

@@ -70,3 +70,21 @@ def test_kept_figures_are_pages_that_draw(shown):
     with chromium(900, 600) as browser:
         browser.driver.get(page.as_uri())
         assert 'latent' in browser.data('What the actor would do next')
+
+
+def test_the_page_for_people_without_jupyter(tmp_path):
+    from interlat.page import write_page
+    page = write_page(None, tmp_path/'page.html', n=4, steps=2, progress=False)
+    bars = lambda b: b.js("return document.getElementById('actions').data[1].x.map(v => Math.round(100*v))")
+    with chromium(1300, 1800) as b:
+        b.driver.get(page.as_uri())
+        until(lambda: bars(b), 'the bars')
+        as_sent = bars(b)
+        b.js("const s = document.getElementById('level'); s.value = s.max; s.dispatchEvent(new Event('input'))")
+        until(lambda: bars(b) != as_sent, 'bars without a message')
+        figure, name = b.driver.find_element('id', 'map'), b.text('#name')
+        wanted = b.js("return arguments[0].data[1].customdata[0]", figure)
+        b.click_point(figure, 1, 0)
+        until(lambda: b.text('#name') == wanted, 'the message that was clicked')
+        assert wanted != name and len(b.all('#one li')) > 2
+        assert [e['message'] for e in b.driver.get_log('browser') if e['level'] == 'SEVERE'] == []
