@@ -9,12 +9,16 @@ JupyterLab, from the press of the button to the other message's text on the scre
 import argparse, json, statistics, sys, tempfile, time
 from pathlib import Path
 
+import pandas as pd
 import torch
 
 from interlat.actor import ModelWithInsertedHiddenState
+from interlat.answering import Completion
 from interlat.core import cli, write_atomic
 from interlat.lm import load_tokenizer, message_token_ids
+from interlat.mathtask import Grade
 from interlat.message import LatentMessage, MessageStore
+from interlat.questions import AnswerLog
 from interlat.runs import machine
 from interlat.session import save_session
 from interlat.tasks import Task
@@ -39,7 +43,12 @@ def make(folder, n, width, length):
     lm.save_pretrained(folder/'sender')
     bop, eop = message_token_ids(tokenizer)
     ModelWithInsertedHiddenState(lm, 128, width, bop_id=bop, eop_id=eop).eval().save_pretrained(folder/'actor')
-    save_session(folder, tasks, store, folder/'actor', str(folder/'sender'))
+    log, said, grade = AnswerLog(folder/'answers.csv'), Completion('go to shelf 2', 5, True), Grade('go to shelf 2', False, False, 'graded')
+    with open(log.path, 'a', encoding='utf-8') as file: # as the log writes them, but not flushed to the disk one by one
+        for c in ('latent', 'no_comm'):
+            rows = pd.DataFrame([dict(condition=c, seed=0, **log.values((t, [said], [grade]))) for t in tasks])
+            rows[log.columns].to_csv(file, header=False, index=False)
+    save_session(folder, tasks, store, folder/'actor', str(folder/'sender'), log.path)
     return folder
 
 

@@ -134,25 +134,26 @@ class Explorer:
         finally: self._busy = busy
 
     def _follow(self):
-        "Draw what a change of the view touches."
+        "Draw what a change of the view touches; first what is in the message, then what the actor does with it, which may take a game."
         if self._busy: return
         with self._quietly():
-            self._fit()
-            todo, self._drawn = touched(self._drawn, self.view), self.view
-            self._draw([p for p in todo if p not in TABS or p == self.tab])
+            self._settle()
+            todo, self._drawn, self.status.value = touched(self._drawn, self.view), self.view, ''
             with self.map.batch_update(): self.map.data[-1].x, self.map.data[-1].y = self._place()
+            self._draw(p for p in todo if p == 'text' or p == self.tab != 'attribution')
+            self.step.max = len(self.session.moments(self.view.task_id, self.view.condition)[0])
+            self._drawn = self.view # the step may have been beyond the end
+            self._draw(p for p in todo if p not in TABS and p != 'text' or p == self.tab == 'attribution')
 
-    def _fit(self):
-        "Sliders to what can be slid: as many steps as there are, and no tampering with words."
-        v, states = self.view, VARIANTS[self.condition.value].channel == 'latent'
-        if self._drawn is None or v.task_id != self._drawn.task_id: self.step.value = 0
-        self.step.max = len(self.session.moments(v.task_id, v.condition)[0])
+    def _settle(self):
+        "Another task begins at its first step, and words cannot be tampered with."
+        if self._drawn is None or self.task.value != self._drawn.task_id: self.step.value = 0
+        states = VARIANTS[self.condition.value].channel == 'latent'
         for w in (self.keep, self.noise, self.share, self.toward): w.disabled = not states
         if not states: self.keep.value, self.noise.value, self.share.value = 1., 0., 0.
 
     def _draw(self, panels):
         "Draw these panels; what cannot be shown is said in the line above."
-        self.status.value = ''
         for p in panels:
             try:
                 if p == 'text': self.text.value = message_html(self.session, self.view)

@@ -191,10 +191,10 @@ def action_bars(
     "Next-action probabilities side by side; raises `InterlatError` for a table without these columns."
     import plotly.graph_objects as go
     check_columns(table, ['action', 'probability', 'given'])
-    top = table.groupby('action', sort=False).probability.max().sort_values(ascending=False, kind='stable').index[:n]
+    top = table.groupby(['action', 'given'], sort=False).probability.sum().groupby('action', sort=False).max().sort_values(ascending=False, kind='stable').index[:n]
     given, fig = list(dict.fromkeys(table.given)), go.Figure(layout=dict(template=look(), title=title, height=150 + (22 + 16*table.given.nunique())*len(top)))
     for i, name in enumerate(given):
-        p = table[table.given == name].set_index('action').probability.reindex(top)
+        p = table[table.given == name].groupby('action').probability.sum().reindex(top) # tokens that look alike count together
         colour = GREY if name == 'no_comm' else list(PALETTE.values())[i % len(PALETTE)]
         fig.add_bar(x=100*p, y=[_short(repr(a)[1:-1] if not a.strip() else a, 40) for a in top], orientation='h', name=str(name), marker_color=colour, hovertemplate=f'%{{y}}: %{{x:.1f}} %<extra>{name}</extra>')
     fig.update_yaxes(autorange='reversed', showgrid=False).update_xaxes(range=[0, 101], ticksuffix=' %', title='probability among the actions on offer (%)')

@@ -6,8 +6,8 @@
 __all__ = ['METHODS', 'TAKES', 'PUTS', 'pool', 'project', 'linear_probe', 'task_labels', 'next_token_labels', 'decodable',
            'spectrum', 'effective_rank', 'participation_ratio', 'anisotropy', 'norms', 'cka', 'cka_table',
            'centroid_shift', 'final_norm', 'head_logits', 'logit_lens', 'agreement', 'nearest_tokens', 'student_states',
-           'topk_mass', 'mass_percentiles', 'plan_mass', 'WAYS', 'Decision', 'NextToken', 'action_table', 'windows',
-           'steps', 'leave_out', 'leave_span_out']
+           'topk_mass', 'mass_percentiles', 'plan_mass', 'WAYS', 'Decision', 'Vocabulary', 'NextToken', 'action_table',
+           'windows', 'steps', 'leave_out', 'leave_span_out']
 
 # %% ../nbs/17_probe.ipynb #13798f8f
 import re, warnings
@@ -30,7 +30,7 @@ from .attribution import *
 _all_ = ['spectrum', 'effective_rank', 'participation_ratio', 'anisotropy', 'norms', 'cka', 'cka_table', 'centroid_shift',
          'final_norm', 'head_logits', 'logit_lens', 'agreement', 'nearest_tokens',
          'student_states', 'topk_mass', 'mass_percentiles', 'plan_mass',
-         'WAYS', 'Decision', 'NextToken', 'action_table', 'windows', 'steps', 'leave_out', 'leave_span_out'] # the other instruments, which come along
+         'WAYS', 'Decision', 'Vocabulary', 'NextToken', 'action_table', 'windows', 'steps', 'leave_out', 'leave_span_out'] # the other instruments, which come along
 
 # %% ../nbs/17_probe.ipynb #ed1b2efe
 def pool(

@@ -84,9 +84,10 @@ def action_view(
     moments, _ = session.moments(view.task_id, view.condition)
     if view.step >= len(moments): return pd.DataFrame(columns=['action', 'probability', 'covered', 'given'])
     decide = moments[view.step].decision(session.actor, session.tokenizer)
-    found = [action_table(decide.candidates, decide([m], channel), [c]) for c in dict.fromkeys([view.condition, view.against]) for m, channel in [session.message(view.task_id, c)]]
-    if view.tampered: found.insert(1, action_table(decide.candidates, decide([tampered(session, view)]), [f'{view.condition}, tampered with']))
-    return pd.concat(found, ignore_index=True)
+    messages = {c: session.message(view.task_id, c) for c in dict.fromkeys([view.condition, view.against])}
+    asked = {c: decide([m], channel) for c, (m, channel) in messages.items()}
+    if view.tampered: asked = {view.condition: asked.pop(view.condition), f'{view.condition}, tampered with': decide([tampered(session, view)]), **asked}
+    return action_table(decide.candidates, torch.cat(list(asked.values())), list(asked), top=20)
 
 # %% ../nbs/18e_view.ipynb #f1e70012
 def attribution_view(
