@@ -1,5 +1,6 @@
 "Every tutorial runs from top to bottom in a kernel, within its two minutes, and what it claims at its end holds."
 import ast, re, time
+from tempfile import gettempdir
 
 import nbformat, papermill as pm, pytest
 from notebooks import ROOT, TUTORIALS, cells
@@ -39,3 +40,10 @@ def test_tutorial_reads_like_one(path):
     links = [x for c in rest if c['cell_type'] == 'markdown' for x in re.findall(r'\]\(([^)#\s]+)', c['source'])]
     assert links and [x for x in links if not (path.parent/x).exists()] == []
     assert [c['source'][:60] for c in cells(path) if 'default_exp' in c['source'] or c['source'].startswith('#| export')] == []
+
+
+@pytest.mark.parametrize('path', TUTORIALS, ids=ids)
+def test_kept_outputs_are_text_and_tables(path):
+    outputs = [o for c in cells(path) for o in c.get('outputs', [])]
+    assert {k for o in outputs for k in o.get('data', {})} <= {'text/plain', 'text/html'}, 'figures are drawn when the tutorial runs'
+    assert outputs and path.stat().st_size <= 100_000 and gettempdir() not in path.read_text(encoding='utf-8')
