@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --log $(VENV)/pi
 TELL := awk '/^ *Downloading .*[MG]B\)/ {print "   ", $$1, $$2, $$3, $$4} \
 	/^Building wheel/ {print "    building", $$NF} /^Installing collected/ {print "    unpacking"} {fflush()}'
 
-.PHONY: help setup demo smollm2 test lab export readme results fixture prepare clean distclean
+.PHONY: help setup demo smollm2 test lab explore export readme results fixture prepare clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ test: $(VENV)/.dev stock ## run every test
 
 lab: $(VENV)/.lab ## open JupyterLab on the notebooks
 	@$(BIN)/jupyter lab nbs
+
+explore: $(VENV)/.lab ## open the explorer in JupyterLab
+	@$(BIN)/jupyter lab nbs/tutorials/explorer.ipynb
 
 export: $(VENV)/.dev ## write interlat/*.py from the notebooks, and clean the notebooks
 	@$(BIN)/nbdev_export
@@ -107,7 +110,7 @@ $(VENV)/.smollm2: $(VENV)/.demo
 	@touch $@
 
 $(VENV)/.lab: $(VENV)/.demo
-	@echo "==> installing JupyterLab"
+	@echo "==> installing JupyterLab and its widgets"
 	@$(PIP) --no-build-isolation -e '.[lab]' | $(TELL)
 	@touch $@
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FILE', 'TASKS', 'save_session', 'Moment', 'game_moments', 'question_moments', 'Session', 'copy_session',
-           'open_session', 'open_fixture']
+           'open_session', 'open_fixture', 'as_session']
 
 # %% ../nbs/17b_session.ipynb #5e550002
 import json, shutil
@@ -167,6 +167,12 @@ class Session:
         if condition not in self._others: self._others[condition] = stand_in(condition, self.tasks, self.store)
         return Delivery(self.store, [self.by_id[task_id]], condition, 0, self._others[condition])[0], VARIANTS[condition].channel
 
+    @property
+    def first(self)->str: # its task_id
+        "A task that tells something: the first that went well with its message and badly without, if there is one."
+        with_it, without = self.outcomes('latent'), self.outcomes('no_comm')
+        return next((t.task_id for t in self.tasks if with_it.get(t.task_id) in ('won', 'right') and without.get(t.task_id) in ('lost', 'wrong')), self.tasks[0].task_id)
+
     def recorded(self, task_id:str, condition:str): # the row of `results`, or None
         "What was kept of a task under a condition, with its first seed."
         rows = self.results if self.results is not None else pd.DataFrame(columns=['game_id', 'condition'])
@@ -244,3 +250,9 @@ def open_session(
 def open_fixture()->Session:
     "The session that comes with the package: 24 games in unseen rooms, and a tiny actor that was trained to read the messages about them."
     return Session(asset('session'))
+
+def as_session(
+    run:'Session|str|Path|None', # an opened run, a run's folder, or None for what comes with the package
+)->Session:
+    "The session that is meant. Raises `InterlatError` for a folder without one."
+    return run if isinstance(run, Session) else open_fixture() if run is None else open_session(run)

@@ -22,7 +22,7 @@ def size(png):
 
 def test_png_has_the_figure_at_twice_its_size(tmp_path):
     fig = success_by_condition(SUMMARY)
-    _, png = save_figure(fig, tmp_path/'a'/'fig')
+    _, png, _ = save_figure(fig, tmp_path/'a'/'fig')
     assert size(png) == (2*860, 2*fig.layout.height) and png.stat().st_size > 20_000
 
 
@@ -53,7 +53,7 @@ def test_effects_are_drawn_from_the_table_as_it_is_written(tmp_path):
     pd.DataFrame(rows).to_csv(tmp_path/'effects.csv', index=False)
     fig = effects_by_type(pd.read_csv(tmp_path/'effects.csv'))
     assert [(t.xaxis, t.text) for t in fig.data] == [('x', '+30'), ('x', '+20'), ('x2', '+30'), ('x2', '+20')]
-    _, png = save_figure(fig, tmp_path/'effects')
+    _, png, _ = save_figure(fig, tmp_path/'effects')
     assert size(png) == (2*fig.layout.width, 2*fig.layout.height)
 
 
@@ -78,7 +78,7 @@ def runs(parts, seeds=(0,), ablations=('full',)):
 def test_a_panel_for_each_part_that_was_logged(parts, panels, tmp_path):
     fig = training_dynamics(runs(parts))
     assert len({t.xaxis for t in fig.data}) == panels
-    _, png = save_figure(fig, tmp_path/'training')
+    _, png, _ = save_figure(fig, tmp_path/'training')
     assert size(png) == (2*fig.layout.width, 2*fig.layout.height)
 
 
@@ -92,7 +92,7 @@ def test_parts_of_another_training_have_panels_of_their_own(parts, drawn, tmp_pa
     assert [a.text for a in fig.layout.annotations] == (drawn or parts)
     panel = fig.data[:len(fig.data)//len(drawn or parts)]
     assert all(list(t.y) == [1, .75, .5, .25, 0] for t in fig.data) and len(panel) == 6 and [t.name for t in fig.data if t.showlegend] == ['full', 'mine']
-    _, png = save_figure(fig, tmp_path/'training', scale=1)
+    _, png, _ = save_figure(fig, tmp_path/'training', scale=1)
     assert size(png) == (fig.layout.width, fig.layout.height)
 
 
@@ -134,7 +134,7 @@ def test_fronts_go_through_the_points_that_are_on_them(tmp_path):
     low, high = (10**e for e in fig.layout.xaxis.range)
     assert y == pytest.approx([40, 50, 80, 80]) and below_y == [.45, .2, .2] and x[0] == below_x[0] == low and x[-1] == below_x[-1] == high and x[2] == below_x[1] == 900
     assert [a.text for a in fig.layout.annotations if a.textangle] == ['yours', 'trained 1, first 1', 'yours']
-    _, png = save_figure(fig, tmp_path/'sizes')
+    _, png, _ = save_figure(fig, tmp_path/'sizes')
     assert size(png) == (2*fig.layout.width, 2*fig.layout.height)
 
 

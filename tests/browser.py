@@ -1,0 +1,136 @@
+"A real JupyterLab in a headless Chromium, for the tests that click."
+import os, shutil, socket, subprocess, sys, tempfile, time
+from contextlib import contextmanager
+from pathlib import Path
+
+CHROMIUM = next((p for n in ('chromium', 'chromium-browser', 'google-chrome') if (p := shutil.which(n))), None)
+DRIVER = shutil.which('chromedriver')
+WAIT = 60 # seconds that anything may take on a busy machine
+
+QUIET = ('--headless=new', '--no-sandbox', '--disable-gpu', '--enable-unsafe-swiftshader', '--disable-quic', '--no-first-run', '--disable-background-networking',
+         '--disable-component-update', '--disable-sync', '--disable-dev-shm-usage', '--hide-scrollbars')
+
+RUN = """const [path, done] = [arguments[0], arguments[arguments.length - 1]]; (async () => {
+  const app = window.jupyterapp; await app.restored
+  const panel = await app.commands.execute('docmanager:open', {path}); await panel.context.ready; await panel.sessionContext.ready
+  for (const side of ['left', 'right']) if (app.shell[side + 'Collapsed'] === false) app.commands.execute('application:toggle-' + side + '-area')
+  app.shell.activateById(panel.id); await app.commands.execute('notebook:run-all-cells')
+  const cells = panel.content.model.cells, kernel = panel.sessionContext.session.kernel
+  const ran = () => [...Array(cells.length).keys()].map(i => cells.get(i).toJSON()).filter(c => c.cell_type === 'code')
+  while (kernel.status !== 'idle' || ran().some(c => c.source.length && c.execution_count === null)) await new Promise(r => setTimeout(r, 200))
+  done(ran().flatMap(c => c.outputs).filter(o => o.output_type === 'error').map(o => o.ename + ': ' + o.evalue)) })().catch(e => done([String(e)]))"""
+
+POINT = """const d = arguments[0], [k, i] = [arguments[1], arguments[2]]; d.scrollIntoView({block: 'center'})
+const at = a => Array.from(a._inputArray || a), r = d.getBoundingClientRect(), {xaxis: x, yaxis: y} = d._fullLayout, t = d._fullData[k]
+return [r.left + x._offset + x.d2p(at(t.x)[i]), r.top + y._offset + y.d2p(at(t.y)[i])]"""
+
+
+def until(found, what, seconds=WAIT):
+    "What `found()` gives once it is true; fails with `what` was waited for."
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            if value := found(): return value
+        except Exception as e: last = e # the page is being drawn anew
+        else: last = None
+        time.sleep(.1)
+    raise AssertionError(f'waited {seconds} s for {what}' + (f'; last: {last}' if last else ''))
+
+
+@contextmanager
+def jupyterlab(folder):
+    "A JupyterLab that shows `folder`, with nobody's settings; yields its address."
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    home = tempfile.mkdtemp(prefix='interlat-lab-')
+    own = {f'JUPYTER_{n}_DIR': f'{home}/{n}' for n in ('CONFIG', 'DATA', 'RUNTIME')} | {f'JUPYTERLAB_{n}_DIR': f'{home}/lab_{n}' for n in ('SETTINGS', 'WORKSPACES')}
+    flags = ['--no-browser', '--allow-root', '--ip=127.0.0.1', f'--port={port}', '--ServerApp.port_retries=0', '--IdentityProvider.token=interlat', f'--ServerApp.root_dir={folder}',
+             '--LabApp.expose_app_in_browser=True', '--LabApp.news_url=None', '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate']
+    log = open(f'{home}/log', 'w')
+    lab = subprocess.Popen([sys.executable, '-m', 'jupyterlab', *flags], env=dict(os.environ, IPYTHONDIR=f'{home}/ipython', **own), stdout=log, stderr=log)
+    try: yield f'http://127.0.0.1:{port}'
+    finally:
+        lab.terminate()
+        lab.wait()
+        log.close()
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@contextmanager
+def chromium(width=1400, height=2000):
+    "A headless browser with a profile of its own."
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+    options, profile = webdriver.ChromeOptions(), tempfile.mkdtemp(prefix='interlat-chromium-')
+    options.binary_location = CHROMIUM
+    for flag in (*QUIET, f'--window-size={width},{height}', f'--user-data-dir={profile}'): options.add_argument(flag)
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    driver.set_script_timeout(4*WAIT)
+    try: yield Page(driver)
+    finally:
+        driver.quit()
+        shutil.rmtree(profile, ignore_errors=True)
+
+
+class Page:
+    "What a user can do and see."
+    def __init__(self, driver): self.driver = driver
+
+    def js(self, code, *args): return self.driver.execute_script(code, *args)
+
+    def run_notebook(self, lab, path):
+        "Open a notebook in JupyterLab and run all its cells; fails with the errors that they raised."
+        def open_lab():
+            self.driver.get(f'{lab}/lab?token=interlat')
+            return self.js('return !!window.jupyterapp')
+        until(open_lab, 'JupyterLab')
+        errors = self.driver.execute_async_script(RUN, str(path))
+        assert errors == [], errors
+
+    def all(self, css): return self.driver.find_elements('css selector', css)
+
+    def text(self, css='body'): return ' '.join(e.text for e in self.all(css))
+
+    def figure(self, title):
+        "The Plotly figure whose title begins so."
+        return until(lambda: self.js("return [...document.querySelectorAll('.js-plotly-plot')].find(d => d._fullLayout && (d.layout.title.text || d.layout.title).startsWith(arguments[0]) && d.offsetParent)", title), f'the figure {title!r}')
+
+    def data(self, title, what='x'):
+        "That array of each of the figure's traces, by the trace's name."
+        return self.js("return Object.fromEntries(arguments[0]._fullData.map((t, i) => [t.name, Array.from((t[arguments[1]] || {})._inputArray || t[arguments[1]] || [])]))", self.figure(title), what)
+
+    def click_point(self, figure, trace, i):
+        "A click of the mouse on point `i` of a figure's trace."
+        from selenium.webdriver.common.actions.action_builder import ActionBuilder
+        x, y = self.js(POINT, figure, trace, i)
+        for dx in (-6, 0): # a mouse comes from somewhere
+            move = ActionBuilder(self.driver)
+            move.pointer_action.move_to_location(round(x) + dx, round(y))
+            move.perform()
+            time.sleep(.2)
+        click = ActionBuilder(self.driver)
+        click.pointer_action.move_to_location(round(x), round(y)).click()
+        click.perform()
+
+    def slide(self, label, keys):
+        "Press keys on the slider that is called so."
+        slider = next(s for s in self.all('.widget-slider') if s.text.startswith(label))
+        handle = slider.find_element('css selector', '.noUi-handle')
+        self.js("arguments[0].scrollIntoView({block: 'center'}); arguments[0].focus()", handle)
+        handle.send_keys(keys)
+
+    def pick(self, label, text):
+        "Choose from the dropdown that is called so."
+        from selenium.webdriver.support.ui import Select
+        box = next(d for d in self.all('.widget-dropdown') if d.text.startswith(label))
+        Select(box.find_element('css selector', 'select')).select_by_visible_text(text)
+
+    def press(self, label): next(b for b in self.all('button') if b.text.strip().startswith(label)).click()
+
+    def screenshot(self, path, top=None):
+        "A PNG of the window, with the element `top` at its top."
+        if top is not None: self.js("arguments[0].scrollIntoView({block: 'start'})", top)
+        time.sleep(1)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        assert self.driver.save_screenshot(str(path))
