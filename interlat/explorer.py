@@ -139,8 +139,8 @@ class Explorer:
         with self._quietly():
             self._settle()
             todo, self._drawn, self.status.value = touched(self._drawn, self.view), self.view, ''
-            with self.map.batch_update(): self.map.data[-1].x, self.map.data[-1].y = self._place()
             self._draw(p for p in todo if p == 'text' or p == self.tab != 'attribution')
+            with self.map.batch_update(): self.map.data[-1].x, self.map.data[-1].y = self._place()
             self.step.max = len(self.session.moments(self.view.task_id, self.view.condition)[0])
             self._drawn = self.view # the step may have been beyond the end
             self._draw(p for p in todo if p not in TABS and p != 'text' or p == self.tab == 'attribution')

@@ -101,7 +101,7 @@ class Page:
         return self.js("return Object.fromEntries(arguments[0]._fullData.map((t, i) => [t.name, Array.from((t[arguments[1]] || {})._inputArray || t[arguments[1]] || [])]))", self.figure(title), what)
 
     def click_point(self, figure, trace, i):
-        "A click of the mouse on point `i` of a figure's trace; returns when the button was pressed (`time.perf_counter`)."
+        "A click of the mouse on point `i` of a figure's trace."
         from selenium.webdriver.common.actions.action_builder import ActionBuilder
         x, y = self.js(POINT, figure, trace, i)
         for dx in (-6, 0): # a mouse comes from somewhere
@@ -111,9 +111,7 @@ class Page:
             time.sleep(.2)
         click = ActionBuilder(self.driver)
         click.pointer_action.move_to_location(round(x), round(y)).click()
-        pressed = time.perf_counter()
         click.perform()
-        return pressed
 
     def slide(self, label, keys):
         "Press keys on the slider that is called so."
