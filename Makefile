@@ -56,7 +56,7 @@ readme: $(VENV)/.dev ## run nbs/index.ipynb and write README.md from it
 		--TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_input_tags=hide_input \
 		index.ipynb | sed 's#](\.\./#](#g' > ../README.md
 
-results: ## keep the tables of the last demo, of E03, E06, E08 and both runs of E05 in data/, for the README
+results: ## keep the tables of the last demo, of E03, E06, E08, E10 and both runs of E05 in data/, for the README
 	@mkdir -p data/demo data/table1
 	@cp data/runs/demo/{summary,paired,effects}.csv data/demo/
 	@cp data/runs/table1/{table1.csv,metrics.json} data/table1/
@@ -69,6 +69,9 @@ results: ## keep the tables of the last demo, of E03, E06, E08 and both runs of 
 	@mkdir -p data/math
 	@cp data/runs/math/{table2,accuracy,accuracy_by_level,accuracy_by_subject,paired,effects}.csv data/runs/math/metrics.json data/math/
 	@sed 's#$(CURDIR)/##' data/runs/math/manifest.json > data/math/manifest.json
+	@mkdir -p data/inside
+	@cp data/runs/inside/{probes,geometry,cka,centroids,parallelism,plan_mass}.csv data/runs/inside/metrics.json data/inside/
+	@sed 's#$(CURDIR)/##' data/runs/inside/manifest.json > data/inside/manifest.json
 	@for run in ablations ablations_cross; do mkdir -p data/$$run figures/$$run; \
 		cp data/runs/$$run/{ablations,summary,per_seed,logs}.csv data/runs/$$run/metrics.json data/$$run/; \
 		sed 's#$(CURDIR)/##' data/runs/$$run/manifest.json > data/$$run/manifest.json; done

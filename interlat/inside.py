@@ -165,7 +165,7 @@ def attribution_bars(
         fig.add_bar(x=part.js, y=[l for l, s in zip(label, some) if s], orientation='h', name=name, marker_color=colour, customdata=part.delta,
                     hovertemplate='%{x:.4f} nats; log-probability of the action %{customdata:+.3f} nats<extra></extra>')
     top = max(.02, 1.08*table.js.max())
-    fig.update_yaxes(autorange='reversed', categoryorder='array', categoryarray=label, showgrid=False).update_xaxes(title='JS divergence from the whole message (nats; at most ln 2 = 0.69)', range=[0, top])
+    fig.update_yaxes(autorange='reversed', categoryorder='array', categoryarray=label, showgrid=False).update_xaxes(title='JS divergence (nats; at most ln 2 = 0.69)', range=[0, top])
     return _above(fig.update_layout(barmode='overlay', showlegend=True))
 
 def attribution_grid(

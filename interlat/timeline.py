@@ -47,7 +47,7 @@ def episode_timeline(
         mark, colour = MARKS[part.outcome.iloc[0]]
         fig.add_annotation(x=part.step.max() + .7, y=c, text=f'<b>{mark}</b> {part.outcome.iloc[0]}', font=dict(color=colour, size=15), showarrow=False, xanchor='left')
     if step is not None: fig.add_vline(step + 1, line=dict(color=INK, width=1, dash='dot'))
-    fig.update_xaxes(title='command', range=[.3, table.step.max() + 3.2], dtick=1 if table.step.max() <= 25 else 5, zeroline=False)
+    fig.update_xaxes(title='command', range=[.3, table.step.max() + 3.2], tickvals=list(range(1, table.step.max() + 1, 1 if table.step.max() <= 25 else 5)), zeroline=False)
     fig.update_yaxes(categoryorder='array', categoryarray=conditions[::-1], showgrid=False, range=[-.6, len(conditions) - .4])
     return fig.update_layout(margin=dict(t=104), legend=dict(orientation='h', x=0, y=1, yanchor='bottom'))
 

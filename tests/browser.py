@@ -58,13 +58,13 @@ def jupyterlab(folder):
 
 
 @contextmanager
-def chromium(width=1400, height=2000):
-    "A headless browser with a profile of its own."
+def chromium(width=1400, height=2000, scale=1):
+    "A headless browser with a profile of its own; `scale`: pixels of a screenshot for each of the page."
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
     options, profile = webdriver.ChromeOptions(), tempfile.mkdtemp(prefix='interlat-chromium-')
     options.binary_location = CHROMIUM
-    for flag in (*QUIET, f'--window-size={width},{height}', f'--user-data-dir={profile}'): options.add_argument(flag)
+    for flag in (*QUIET, f'--window-size={width},{height}', f'--force-device-scale-factor={scale}', f'--user-data-dir={profile}'): options.add_argument(flag)
     driver = webdriver.Chrome(options=options, service=Service(DRIVER))
     driver.set_script_timeout(4*WAIT)
     try: yield Page(driver)
@@ -125,6 +125,8 @@ class Page:
         from selenium.webdriver.support.ui import Select
         box = next(d for d in self.all('.widget-dropdown') if d.text.startswith(label))
         Select(box.find_element('css selector', 'select')).select_by_visible_text(text)
+
+    def tab(self, label): next(t for t in self.all('.widget-tab [role=tab]') if t.text.strip() == label).click()
 
     def press(self, label): next(b for b in self.all('button') if b.text.strip().startswith(label)).click()
 

@@ -54,6 +54,8 @@ def test_steps_and_conditions_change_what_is_shown(shown):
     shown.pick('compare with', 'cross_task')
     until(lambda: 'cross_task' in shown.data('What the actor would do next'), 'the other condition')
     assert 'cross_task' in shown.text('.widget-html')
+    shown.tab('Attribution')
+    shown.figure('What moves the next action')
 
 
 def test_the_view_is_saved(shown):

@@ -2,14 +2,17 @@
 import math, os, shutil, struct, subprocess, sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import plotly.graph_objects as go
 import pytest
 from notebooks import ROOT
 
 from interlat.core import InterlatError
 from interlat.perturb import VARIANTS
 from interlat.tradeoff import FAMILIES, rate_distortion
-from interlat.viz import CONDITIONS, GREY, effects_by_type, save_figure, success_by_ablation, success_by_condition, training_dynamics
+from interlat.look import DARK
+from interlat.viz import CONDITIONS, GREY, PALETTE, in_dark, look, effects_by_type, save_figure, success_by_ablation, success_by_condition, training_dynamics
 
 SUMMARY = pd.DataFrame([dict(condition=c, n=10, successes=k, success_rate=k/10, ci_low=max(0, k/10 - .2), ci_high=min(1, k/10 + .2))
                         for k, c in enumerate(CONDITIONS)])
@@ -171,3 +174,55 @@ def test_bad_sizes_are_named():
     for bad in (-1, math.nan, math.inf):
         with pytest.raises(InterlatError, match=f"bytes must be a number, 0 or more, found {float(bad)} for 'mine'"): rate_distortion(SENT.assign(bytes=SENT.bytes.astype(float).where(SENT.label != 'mine', bad)))
     with pytest.raises(InterlatError, match='nothing to draw: the table has no rows'): rate_distortion(SENT[:0])
+
+
+def linear(colour):
+    "Linear RGB of a hex colour."
+    c = np.array([int(colour[i:i+2], 16)/255 for i in (1, 3, 5)])
+    return np.where(c <= .04045, c/12.92, ((c + .055)/1.055)**2.4)
+
+
+def contrast(a, b):
+    "WCAG's contrast ratio of two colours."
+    la, lb = (linear(c) @ [.2126, .7152, .0722] + .05 for c in (a, b))
+    return max(la, lb)/min(la, lb)
+
+
+def test_words_can_be_read_by_day_and_by_night():
+    day = look().layout
+    night = in_dark(go.Figure(layout=dict(template=look()))).layout.template.layout
+    grey = {'day': GREY, 'night': DARK[GREY]}
+    for name, page in dict(day=day, night=night).items():
+        paper = '#FFFFFF' if page.paper_bgcolor == 'white' else page.paper_bgcolor
+        assert contrast(page.font.color, paper) >= 7 and contrast(grey[name], paper) >= 4.5, name
+        assert all(contrast(c, paper) >= 1.2 for c in PALETTE.values()) # marks are seen at all
+
+
+SEEN_AS = dict( # linear RGB as seen without one kind of cones (Machado et al. 2009)
+    protanopia=[[.152286, 1.052583, -.204868], [.114503, .786281, .099216], [-.003882, -.048116, 1.051998]],
+    deuteranopia=[[.367322, .860646, -.227968], [.280085, .672501, .047413], [-.011820, .042940, .968881]],
+    tritanopia=[[1.255528, -.076749, -.178779], [-.078411, .930809, .147602], [.004733, .691367, .303900]])
+
+
+def lab(rgb):
+    "CIELAB of linear RGB."
+    xyz = np.array([[.4124, .3576, .1805], [.2126, .7152, .0722], [.0193, .1192, .9505]]) @ np.clip(rgb, 0, 1)/[.9505, 1, 1.089]
+    f = np.where(xyz > .008856, np.cbrt(xyz), 7.787*xyz + 16/116)
+    return np.array([116*f[1] - 16, 500*(f[0] - f[1]), 200*(f[1] - f[2])])
+
+
+def test_colours_stay_apart_for_colour_blind_readers():
+    for kind, matrix in SEEN_AS.items():
+        seen = {n: lab(np.array(matrix) @ linear(c)) for n, c in PALETTE.items()}
+        near = {(a, b): np.linalg.norm(seen[a] - seen[b]) for a in seen for b in seen if a < b}
+        assert min(near.values()) >= 10, (kind, min(near, key=near.get))
+
+
+def test_a_page_shares_its_script_and_is_closed_against_its_words(tmp_path):
+    fig = go.Figure(go.Scatter(y=[1], text=['</script><b>']), layout=dict(template=look(), title='a & b'))
+    for name in 'ab': save_figure(fig, tmp_path/name)
+    page = (tmp_path/'a.html').read_text()
+    assert page.count('</script>') == 2 and '<title>a &amp; b</title>' in page and len([*tmp_path.glob('*.js')]) == 1
+    (tmp_path/'plotly.min.js').write_text('of another release')
+    save_figure(fig, tmp_path/'a')
+    assert (tmp_path/'plotly.min.js').stat().st_size > 10**6
