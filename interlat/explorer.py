@@ -90,22 +90,23 @@ class Explorer:
         def row(*parts): return w.HBox(parts, layout=w.Layout(width='100%'))
         def title(text): return w.HTML(f"<b style='font-size:15px'>{text}</b>")
         self.outputs = {p: out(f'{h + 10}px') for p, h in HEIGHTS.items()}
-        self.text, self.status, self.map_box = w.HTML(), w.HTML(), w.VBox()
+        self.text, self.status, self.bars, self.map_box = w.HTML(), w.HTML(), w.Output(), w.VBox()
         self.transcript = w.HTML(layout=w.Layout(height='440px', overflow='auto', width='99%'))
         self.tabs = w.Tab([self.outputs[p] for p in TABS], titles=list(TABS.values()))
         self.box = w.VBox([
             row(half(self.task, row(half(self.condition), half(self.against))), half(row(half(self.method), half(self.by)), row(half(self.folder), self.button))),
-            self.status, row(half(self.map_box), half(self.text, self.tabs)),
+            self.status, self.bars, row(half(self.map_box), half(self.text, self.tabs)),
             row(half(title('Tamper with the message'), self.keep, self.noise, self.share, self.toward, self.reset, title('Step through the episode'), self.step, self.outputs['timeline']),
                 half(self.outputs['actions'])), self.transcript], layout=w.Layout(width='100%'))
 
     def _watch(self):
         "Let the widgets speak."
         for name in ('task', 'condition', 'against', 'step', 'keep', 'noise', 'share', 'toward'): getattr(self, name).observe(lambda _: self._follow(), 'value')
-        for name in ('method', 'by'): getattr(self, name).observe(lambda _: self._draw_map(), 'value')
+        self.method.observe(lambda _: self._another_map(), 'value')
+        self.by.observe(lambda _: self._draw_map(), 'value')
         self.tabs.observe(lambda _: self._draw([self.tab]), 'selected_index')
         self.reset.on_click(lambda _: self._as_sent())
-        self.button.on_click(lambda _: self.save(self.folder.value))
+        self.button.on_click(lambda _: self._trying(lambda: self.save(self.folder.value)))
 
     @property
     def view(self)->View: # as the widgets have it
@@ -141,9 +142,18 @@ class Explorer:
             todo, self._drawn, self.status.value = touched(self._drawn, self.view), self.view, ''
             self._draw(p for p in todo if p == 'text' or p == self.tab != 'attribution')
             with self.map.batch_update(): self.map.data[-1].x, self.map.data[-1].y = self._place()
-            self.step.max = len(self.session.moments(self.view.task_id, self.view.condition)[0])
-            self._drawn = self.view # the step may have been beyond the end
+            self._trying(self._fit)
             self._draw(p for p in todo if p not in TABS and p != 'text' or p == self.tab == 'attribution')
+
+    def _fit(self):
+        "As many steps as there are."
+        self.step.max = len(self.session.moments(self.view.task_id, self.view.condition)[0])
+        self._drawn = self.view # the step may have been beyond the end
+
+    def _trying(self, do):
+        "What cannot be done is said in the line above the map."
+        try: do()
+        except (InterlatError, OSError) as e: self.status.value = f"<span style='color:{PALETTE['vermilion']}'>{escape(str(e))}</span>"
 
     def _settle(self):
         "Another task begins at its first step, and words cannot be tampered with."
@@ -153,30 +163,41 @@ class Explorer:
         if not states: self.keep.value, self.noise.value, self.share.value = 1., 0., 0.
 
     def _draw(self, panels):
-        "Draw these panels; what cannot be shown is said in the line above."
-        for p in panels:
-            try:
-                if p == 'text': self.text.value = message_html(self.session, self.view)
-                elif p == 'transcript': self.transcript.value = transcript_view(self.session, self.view)
-                else: self.outputs[p].outputs = _shown(_fitted(self._worn(panel(self.session, self.view, p)), HEIGHTS[p]))
-            except InterlatError as e: self.status.value = f"<span style='color:{PALETTE['vermilion']}'>{escape(str(e))}</span>"
+        "Draw these panels."
+        for p in panels: self._trying(lambda: self._draw_one(p))
+
+    def _draw_one(self, p):
+        if p == 'text': self.text.value = message_html(self.session, self.view)
+        elif p == 'transcript': self.transcript.value = transcript_view(self.session, self.view)
+        else: self.outputs[p].outputs = _shown(_fitted(self._worn(panel(self.session, self.view, p)), HEIGHTS[p]))
 
     def _worn(self, fig): return in_dark(fig) if self.dark else fig # day or night
+
+    def _points(self):
+        "The map's table and its axes; computed once a method."
+        name = self.method.value
+        if name not in self._maps: self._maps[name] = map_table(self.session, name, progress=self.progress)
+        return self._maps[name]
+
+    def _another_map(self):
+        "The map by another method, with its bars on the page while it is computed."
+        with self.bars: self._points()
+        self.bars.clear_output()
+        self._draw_map()
 
     def _draw_map(self):
         "A new map: every point can be clicked."
         import plotly.graph_objects as go
-        if self.method.value not in self._maps: self._maps[self.method.value] = map_table(self.session, self.method.value, progress=self.progress)
         self.map = go.FigureWidget(_fitted(self._map_figure(), 560).update_layout(title='Messages: click one', legend=dict(orientation='h', y=-.12)))
         self.map.update_layout(width=600, autosize=False)._config = dict(displayModeBar=False)
         for trace in self.map.data[:-1]: trace.on_click(lambda trace, at, _: at.point_inds and self.choose(trace.customdata[at.point_inds[0]]))
         self.map_box.children = [self.map]
 
-    def _map_figure(self): return self._worn(message_map(*self._maps[self.method.value], 'Messages', by=self.by.value, chosen=self.task.value))
+    def _map_figure(self): return self._worn(message_map(*self._points(), 'Messages', by=self.by.value, chosen=self.task.value))
 
     def _place(self):
         "Where the chosen message is on the map."
-        points = self._maps[self.method.value][0]
+        points, _ = self._points()
         one = points[points.task_id == self.task.value]
         return list(one.x), list(one.y)
 

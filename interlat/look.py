@@ -37,16 +37,21 @@ def check_columns(table, columns):
     if not len(table): raise InterlatError('there is nothing to draw: the table has no rows')
 
 # %% ../nbs/17c_look.ipynb #10ac000a
-DARK = {'"white"': '"#151515"', INK: '#E8E8E8', GREY: '#A3A3A3', GRID: '#3A3A3A'} # in a figure's JSON: by day -> by night
+DARK = {'white': '#151515', INK: '#E8E8E8', GREY: '#A3A3A3', GRID: '#3A3A3A'} # by day -> by night
+
+def _by_night(value, key=''):
+    "A figure's JSON with other colours: in the fields that are colours, and in the spans of its texts; words that happen to be a colour's name stay."
+    if isinstance(value, dict): return {k: _by_night(v, k) for k, v in value.items()}
+    if isinstance(value, list): return [_by_night(v) for v in value]
+    if not isinstance(value, str): return value
+    return DARK.get(value, value) if key.endswith('color') else value.replace(f'color:{GREY}', f'color:{DARK[GREY]}')
 
 def in_dark(
     fig, # Plotly figure that wears `look`; not changed
 ): # a figure
     "The same figure for a dark page."
     import plotly.io as pio
-    text = fig.to_json()
-    for day, night in DARK.items(): text = text.replace(day, night)
-    return pio.from_json(text)
+    return pio.from_json(json.dumps(_by_night(json.loads(fig.to_json()))))
 
 # %% ../nbs/17c_look.ipynb #10ac000e
 @lru_cache
@@ -65,8 +70,9 @@ def _painter():
 
 PAGE = """<!doctype html><html><head><meta charset="utf-8"><title>{title}</title><script src="plotly.min.js"></script><style>body {{ margin: 0 }}</style></head><body><div id="figure"></div>
 <script>const fig = {fig}, night = {night}, dark = matchMedia('(prefers-color-scheme: dark)')
-function draw() {{ let text = JSON.stringify(fig); if (dark.matches) for (const [a, b] of night) text = text.replaceAll(a, b)
-  const f = JSON.parse(text); document.body.style.background = f.layout.template.layout.paper_bgcolor; return Plotly.react('figure', f.data, f.layout, {{responsive: true}}) }}
+function worn(k, v) {{ return typeof v !== 'string' ? v : k.endsWith('color') ? night[v] || v : v.replaceAll('color:{grey}', 'color:' + night['{grey}']) }}
+function draw() {{ const f = JSON.parse(JSON.stringify(fig, dark.matches ? worn : null))
+  document.body.style.background = f.layout.template.layout.paper_bgcolor; return Plotly.react('figure', f.data, f.layout, {{responsive: true}}) }}
 draw(); dark.onchange = draw</script></body></html>"""
 
 def save_figure(
@@ -77,7 +83,7 @@ def save_figure(
     "Write `path.json`, `path.png` and `path.html`, and `plotly.min.js` beside them if it is not there."
     from plotly.offline import get_plotlyjs
     png, data, script = _painter().transform(fig, format='png', scale=scale), fig.to_json(), Path(path).parent/'plotly.min.js'
-    page = PAGE.format(title=escape(fig.layout.title.text or 'Figure'), fig=data.replace('</', '<\\/'), night=json.dumps(list(DARK.items())))
+    page = PAGE.format(title=escape(fig.layout.title.text or 'Figure'), fig=data.replace('</', '<\\/'), night=json.dumps(DARK), grey=GREY)
     files = [write_atomic(f'{path}.json', data), write_atomic(f'{path}.png', png), write_atomic(f'{path}.html', page)]
     if not script.exists() or script.stat().st_size != len(get_plotlyjs().encode()): write_atomic(script, get_plotlyjs())
     return files

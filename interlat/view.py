@@ -40,8 +40,8 @@ class View:
     def __post_init__(self):
         for name in ('keep', 'share'):
             if not 0 <= getattr(self, name) <= 1: raise InterlatError(f"{name} must be in [0, 1], found {getattr(self, name)}")
-        if self.noise < 0: raise InterlatError(f"noise must be 0 or more, found {self.noise}")
-        if self.step < 0: raise InterlatError(f"step must be 0 or more, found {self.step}")
+        if not self.noise >= 0: raise InterlatError(f"noise must be 0 or more, found {self.noise}")
+        if not isinstance(self.step, int) or self.step < 0: raise InterlatError(f"step must be an integer, 0 or more, found {self.step}")
 
     @property
     def tampered(self)->bool: return self.keep < 1 or self.noise > 0 or self.share > 0
@@ -55,7 +55,10 @@ def tampered(
     message, channel = session.message(view.task_id, view.condition)
     if message is None or not view.tampered: return message
     if channel != 'latent': raise InterlatError(f"condition {view.condition!r} sends words; truncation, noise and mixing need states: choose a latent condition, or put the sliders back")
-    if view.share: message = mix(message, session.message(view.task_id, view.toward)[0], view.share)
+    if view.share:
+        other, way = session.message(view.task_id, view.toward)
+        if way != 'latent': raise InterlatError(f"a message is mixed with states; {view.toward!r} sends none: choose a latent condition")
+        message = mix(message, other, view.share)
     if view.noise:
         g = torch.Generator().manual_seed(derive_seed(0, 'tampered', view.task_id))
         message = replace(message, h=cov_noise(message, g, view.noise).to(message.h))
@@ -90,13 +93,18 @@ def action_view(
     return action_table(decide.candidates, torch.cat(list(asked.values())), list(asked), top=20)
 
 # %% ../nbs/18e_view.ipynb #f1e70012
+def _states(session, view):
+    "The message that the actor gets, if it gets states; else None."
+    message = tampered(session, view) if VARIANTS[view.condition].channel == 'latent' else None
+    return message if message is not None and len(message) else None
+
 def attribution_view(
     session:Session, # opened run
     view:View, # what is looked at
 )->pd.DataFrame: # as `leave_span_out`; empty after the last step, and where no states are sent
     "The spans of the message that the actor gets, and what each does to its next action."
-    (moments, _), (sent, channel), message = session.moments(view.task_id, view.condition), session.message(view.task_id, view.condition), tampered(session, view)
-    if view.step >= len(moments) or channel != 'latent' or not len(message): return pd.DataFrame(columns=['start', 'stop', 'tokens', 'js', 'delta'])
+    (moments, _), message = session.moments(view.task_id, view.condition), _states(session, view)
+    if view.step >= len(moments) or message is None: return pd.DataFrame(columns=['start', 'stop', 'tokens', 'js', 'delta'])
     worded = min(message.token_ids) >= 0
     spans = steps(message, session.sender_tokenizer) if worded else windows(len(message), -(-len(message)//10))
     return leave_span_out(moments[view.step].decision(session.actor, session.tokenizer), message, spans, tokenizer=session.sender_tokenizer if worded else None)
@@ -107,8 +115,8 @@ def lens_view(
     k:int=5, # likeliest tokens of each state
 )->pd.DataFrame: # as `logit_lens`; empty where no states are sent
     "The states that the actor gets, through the sender's head."
-    message = tampered(session, view)
-    if message is None or not len(message): return pd.DataFrame(columns=['position', 'rank', 'token', 'token_id', 'probability', 'written', 'entropy'])
+    message = _states(session, view)
+    if message is None: return pd.DataFrame(columns=['position', 'rank', 'token', 'token_id', 'probability', 'written', 'entropy'])
     return logit_lens(session.sender, session.sender_tokenizer, message, k)
 
 def timeline_view(
@@ -165,12 +173,11 @@ def panel(
 
 def _lens(session, view):
     table = lens_view(session, view)
-    return lens_heatmap(table) if len(table) else _nothing('no states are sent')
+    return lens_heatmap(table, width=660) if len(table) else _nothing('no states are sent')
 
 def _norms(session, view):
-    message = tampered(session, view)
-    if message is None or not len(message): return _nothing('no states are sent')
-    return norm_profile(norms([message]))
+    message = _states(session, view)
+    return norm_profile(norms([message])) if message is not None else _nothing('no states are sent')
 
 def _attribution(session, view):
     table = attribution_view(session, view)

@@ -90,11 +90,11 @@ class Page:
 
     def all(self, css): return self.driver.find_elements('css selector', css)
 
-    def text(self, css='body'): return ' '.join(e.text for e in self.all(css))
+    def text(self, css='body'): return self.js("return [...document.querySelectorAll(arguments[0])].map(e => e.innerText).join(' ')", css)
 
     def figure(self, title):
         "The Plotly figure whose title begins so."
-        return until(lambda: self.js("return [...document.querySelectorAll('.js-plotly-plot')].find(d => d._fullLayout && (d.layout.title.text || d.layout.title).startsWith(arguments[0]) && d.offsetParent)", title), f'the figure {title!r}')
+        return until(lambda: self.js("return [...document.querySelectorAll('.js-plotly-plot')].find(d => d._fullLayout?.title?.text?.startsWith(arguments[0]) && d.offsetParent)", title), f'the figure {title!r}')
 
     def data(self, title, what='x'):
         "That array of each of the figure's traces, by the trace's name."
