@@ -141,7 +141,8 @@ def steps(
 )->list[tuple[int,int]]: # (start, stop), as Python counts
     "The steps of a plan as spans; what follows the last mark (the end token) belongs to the last. Raises `InterlatError` for a message without words."
     if min(message.token_ids, default=-1) < 0: raise InterlatError(f"message {message.task_id!r} has states without words; use windows(len(message), size)")
-    ends = [i + 1 for i, t in enumerate(message.token_ids) if tokenizer.decode([t]).rstrip(' ').endswith(tuple(marks))]
+    words = [tokenizer.decode([t]).rstrip(' ') for t in message.token_ids]
+    ends = [i + 1 for i, w in enumerate(words) if w.endswith(tuple(marks)) and not (i + 1 < len(words) and words[i+1][:1].isdigit())] # 3.5 is one number
     inner = [e for e in ends if e < len(message) and _says(tokenizer, message.token_ids[e:])]
     return [*zip([0, *inner], [*inner, len(message)])]
 

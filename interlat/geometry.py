@@ -23,9 +23,12 @@ def _cloud(x):
 def _variances(x, centred=True):
     "Eigenvalues of the second moments, largest first: min(N, D) of them."
     x = _cloud(x)
+    size = (x**2).sum()
     if centred: x = x - x.mean(0)
     gram = x @ x.T if len(x) < x.shape[1] else x.T @ x
-    return np.linalg.eigvalsh(gram)[::-1].clip(0)
+    v = np.linalg.eigvalsh(gram)[::-1].clip(0)
+    if not v.sum() > 1e-20*size: raise InterlatError('all vectors of the cloud are the same; it has neither a spectrum nor a rank')
+    return v
 
 def spectrum(
     x, # (N, D) vectors
@@ -33,7 +36,6 @@ def spectrum(
 )->pd.DataFrame: # columns group, component (1..), variance, cumulative (fractions of the total)
     "The variance along each principal component. Caveat: N vectors span at most N-1 directions. Raises `InterlatError` for vectors that are all the same."
     v = _variances(x)
-    if not v.sum() > 0: raise InterlatError('all vectors of the cloud are the same; it has no spectrum')
     v = v/v.sum()
     return pd.DataFrame(dict(group=group, component=range(1, len(v)+1), variance=v, cumulative=v.cumsum()))
 
@@ -44,7 +46,6 @@ def effective_rank(
 )->float: # between 1 and min(N, D)
     "e to the entropy of the normalised singular values (Roy & Vetterli 2007). Caveat: it grows with N until N is several times D; compare clouds of one size."
     s = np.sqrt(_variances(x, centred))
-    if not s.sum() > 0: raise InterlatError('all vectors of the cloud are the same; it has no rank')
     p = s[s > s[0]*1e-7]/s[s > s[0]*1e-7].sum()
     return float(np.exp(-(p*np.log(p)).sum()))
 
@@ -54,7 +55,6 @@ def participation_ratio(
 )->float: # between 1 and min(N, D)
     "(Σλ)²/Σλ² of the variances λ along the principal components. Caveat: as `effective_rank`."
     v = _variances(x, centred)
-    if not v.sum() > 0: raise InterlatError('all vectors of the cloud are the same; it has no rank')
     return float(v.sum()**2/(v**2).sum())
 
 # %% ../nbs/16e_geometry.ipynb #16e0000e
@@ -115,20 +115,27 @@ def cka_table(
 def centroid_shift(
     stages:dict, # name of a stage -> (N, D) pooled messages; in the order of the way
     groups, # N names: which group a message is of
-)->pd.DataFrame: # columns stage, group, x, y, n, norm, cosine, separation; a row a stage and group
-    """The centre of each group at each stage (Du et al. 2025, figure of centroid shifts): its place among the stage's centres and its norm. Of a stage: the mean cosine
-    of two centres, and the spread of the centres over the spread within groups (root mean squares). Caveat: random groups of few messages have some separation, too."""
+)->pd.DataFrame: # columns stage, group, x, y, n, norm, cosine, separation, by_chance; a row a stage and group
+    """The centre of each group at each stage (Du et al. 2025, figure of centroid shifts): its place among the stage's centres (whose signs and turn mean nothing) and its norm.
+    Of a stage: the mean cosine of two centres; the spread of the centres over the spread within groups (root mean squares); and, as groups of few messages have some separation
+    in any case, the same for messages whose groups are shuffled (mean of 50)."""
     groups = np.asarray(groups)
     names, sizes = np.unique(groups, return_counts=True)
     if len(names) < 2: raise InterlatError(f"centroids are compared between groups, found only {list(names)}")
-    rows = []
+    rows, rng = [], np.random.default_rng(0)
     for stage, x in stages.items():
         x = _cloud(x)
         if len(x) != len(groups): raise InterlatError(f"stage {stage!r} has {len(x)} messages, the groups are of {len(groups)}")
-        centres = np.stack([x[groups == g].mean(0) for g in names])
-        within = np.sqrt(np.mean([((x[groups == g] - c)**2).sum(1).mean() for g, c in zip(names, centres)]))
+        centres, separation = _separation(x, groups, names)
         apart = centres - centres.mean(0)
         xy = np.pad(apart @ np.linalg.svd(apart, full_matrices=False)[2].T, ((0, 0), (0, 2)))[:,:2]
-        separation = np.sqrt((apart**2).sum(1).mean())/within if within > 0 else np.inf
-        rows += [dict(stage=stage, group=g, x=a, y=b, n=n, norm=np.linalg.norm(c), cosine=anisotropy(centres), separation=separation) for g, (a, b), n, c in zip(names, xy, sizes, centres)]
+        of_stage = dict(cosine=anisotropy(centres), separation=separation, by_chance=np.mean([_separation(x, rng.permutation(groups), names)[1] for _ in range(50)]))
+        rows += [dict(stage=stage, group=g, x=a, y=b, n=n, norm=np.linalg.norm(c)) | of_stage for g, (a, b), n, c in zip(names, xy, sizes, centres)]
     return pd.DataFrame(rows)
+
+def _separation(x, groups, names):
+    "The centres of the groups, and their spread over the spread within groups."
+    centres = np.stack([x[groups == g].mean(0) for g in names])
+    within = sum(((x[groups == g] - c)**2).sum() for g, c in zip(names, centres))/max(1, len(x) - len(names))
+    between = ((centres - centres.mean(0))**2).sum(1).mean()
+    return centres, np.sqrt(between/within) if within > 0 else np.inf

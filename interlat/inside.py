@@ -112,8 +112,9 @@ def centroid_map(
     from plotly.subplots import make_subplots
     check_columns(table, ['stage', 'group', 'x', 'y', 'n', 'separation'])
     stages, groups = list(dict.fromkeys(table.stage)), sorted(table.group.unique(), key=str)
-    apart = table.groupby('stage').separation.first()
-    fig = make_subplots(1, len(stages), subplot_titles=[f"{s}<br><span style='font-size:12px;color:{GREY}'>separation {apart[s]:.2f}</span>" for s in stages], horizontal_spacing=.06)
+    apart = table.groupby('stage').first()
+    chance = lambda s: f", by chance {apart.by_chance[s]:.2f}" if 'by_chance' in table else ''
+    fig = make_subplots(1, len(stages), subplot_titles=[f"{s}<br><span style='font-size:12px;color:{GREY}'>separation {apart.separation[s]:.2f}{chance(s)}</span>" for s in stages], horizontal_spacing=.06)
     for k, stage in enumerate(stages, 1):
         part = table[table.stage == stage].set_index('group')
         for i, g in enumerate(groups):
@@ -139,6 +140,8 @@ def probe_bars(
     fig.add_scatter(x=100*probes.control, y=label, mode='markers', name='shuffled labels', marker=dict(size=12, symbol='line-ns-open', color=GREY, line_width=3), hovertemplate='shuffled: %{x:.1f} %<extra></extra>')
     fig.add_scatter(x=100*probes.accuracy, y=label, mode='markers', name='the labels (95 % interval)', marker=dict(size=13, color=PALETTE['blue']), hovertemplate='%{x:.1f} %<extra></extra>',
                     error_x=dict(array=100*(probes.ci_high - probes.accuracy), arrayminus=100*(probes.accuracy - probes.ci_low), thickness=3, width=0, color=PALETTE['blue']))
+    if 'baseline' in probes and probes.baseline.notna().any():
+        fig.add_scatter(x=100*probes.baseline, y=label, mode='markers', name='without the state: its token and place', marker=dict(size=12, symbol='diamond-open', color=PALETTE['vermilion'], line_width=2), hovertemplate='baseline: %{x:.1f} %<extra></extra>')
     return _above(fig.update_xaxes(range=[-1, 103], ticksuffix=' %', title='accuracy on messages not seen (%)').update_yaxes(autorange='reversed', showgrid=False))
 
 # %% ../nbs/18c_inside.ipynb #18c0001d

@@ -34,8 +34,10 @@ def head_logits(
     head = lm.get_output_embeddings().weight
     if h.shape[-1] != head.shape[1]: raise InterlatError(f"states of width {h.shape[-1]} do not fit the head of {type(lm).__name__}, which takes width {head.shape[1]}; use the model that wrote them")
     h = h.to(head.device, head.dtype)
-    last = layer in (-1, lm.config.num_hidden_layers)
-    return lm.get_output_embeddings()(h if last else final_norm(lm)(h))
+    last, own = layer in (-1, lm.config.num_hidden_layers), lambda name, none: getattr(lm.config, name, None) or none
+    z = lm.get_output_embeddings()(h if last else final_norm(lm)(h))*own('logit_scale', 1)/own('logits_scaling', 1) # families that rescale what the head gives
+    cap = own('final_logit_softcapping', 0)
+    return cap*torch.tanh(z/cap) if cap else z
 
 # %% ../nbs/16f_lens.ipynb #16f0000b
 def _words(tokenizer, ids): return [tokenizer.decode([i]) if i >= 0 else '' for i in ids]

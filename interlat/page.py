@@ -64,6 +64,7 @@ def page_data(
 )->dict: # as the page reads it
     "Everything that the page shows. Raises `InterlatError` for a run of questions or fewer than four games."
     if not session.plays: raise InterlatError('a page shows games; this session has questions: use Explorer, or the figures of interlat.inside')
+    if bare := [t.task_id for t in session.tasks[:n] if min(session.store[t.task_id].token_ids, default=-1) < 0]: raise InterlatError(f"a page shows the words of each state; the message {bare[0]!r} has states without words")
     points, axes = map_table(session)
     some = points.head(n)
     tasks = {t: _task(session, View(t, conditions[0], conditions[1]), conditions, steps) for t in tqdm(some.task_id, desc='games', disable=not progress)}

@@ -29,6 +29,11 @@ def student_states(
     finally: student.output_proj = outward
 
 # %% ../nbs/16g_parallel.ipynb #1650000a
+def _names(names, states):
+    if names is None: return range(len(states))
+    if len(names) != len(states): raise InterlatError(f"{len(states)} tasks need as many names, found {len(names)}")
+    return names
+
 def topk_mass(
     lm, # language model whose head reads the states
     states:Tensor, # (N, K, D) states of N tasks at K latent steps, after the final norm
@@ -39,7 +44,7 @@ def topk_mass(
     see `plan_mass`. Raises `InterlatError` for states that are not (N, K, D), or a k below 1."""
     if states.ndim != 3 or not states.numel(): raise InterlatError(f"states of latent steps have shape (N, K, D), found {tuple(states.shape)}")
     if not len(ks) or min(ks) < 1: raise InterlatError(f"ks must be numbers of tokens, 1 or more, found {list(ks)}")
-    rows, names = [], range(len(states)) if names is None else names
+    rows, names = [], _names(names, states)
     for name, h in zip(names, states):
         p = head_logits(lm, h).float().softmax(-1)
         total = p.topk(min(max(ks), p.shape[1])).values.cumsum(-1)
@@ -62,13 +67,13 @@ def plan_mass(
     plans:Sequence[Sequence[int]], # N lists of token ids: each task's own plan
     others:Sequence[Sequence[int]], # N lists of token ids: another task's plan
     names:Sequence[str]|None=None, # N names of the tasks; None: their numbers
-)->pd.DataFrame: # columns task_id, step (1..K), own, other (probability of the words of one plan alone), words (how many of the own words are among the 10 likeliest)
+)->pd.DataFrame: # columns task_id, step (1..K), own, other (probability of the words of one plan alone; `other` is scaled to as many words as `own` has), words (how many of the own words are among the 10 likeliest)
     "The control of `topk_mass`: whether a soft distribution is soft where the task's plan is. Raises `InterlatError` for lists of other lengths."
     if not len(states) == len(plans) == len(others): raise InterlatError(f"{len(states)} tasks need as many plans and other plans, found {len(plans)} and {len(others)}")
-    rows, names = [], range(len(states)) if names is None else names
+    rows, names = [], _names(names, states)
     for name, h, own, other in zip(names, states, plans, others):
         p = head_logits(lm, h).float().softmax(-1)
-        mine, theirs = sorted(set(own) - set(other)), sorted(set(other) - set(own))
+        mine, theirs = (sorted(i for i in set(a) - set(b) if i >= 0) for a, b in ((own, other), (other, own)))
         top = p.topk(min(10, p.shape[1])).indices
-        rows += [dict(task_id=name, step=s + 1, own=p[s, mine].sum().item(), other=p[s, theirs].sum().item(), words=int(torch.isin(top[s], torch.tensor(mine, device=top.device)).sum())) for s in range(len(h))]
+        rows += [dict(task_id=name, step=s + 1, own=p[s, mine].sum().item(), other=p[s, theirs].mean().nan_to_num().item()*len(mine), words=int(torch.isin(top[s], torch.tensor(mine, device=top.device)).sum())) for s in range(len(h))]
     return pd.DataFrame(rows)

@@ -80,7 +80,7 @@ def linear_probe(
     groups=None, # N names: rows of one group stay in one fold; None: each row is its own
     shuffles:int=5, # how often the control is run
 )->dict: # accuracy, ci_low, ci_high (95 %), control (mean accuracy with shuffled labels), classes, n
-    "Cross-validated accuracy of a linear probe, and of its control; raises `InterlatError` for too few messages or classes."
+    "Cross-validated accuracy of a linear probe (Alain & Bengio 2017), and of its control. Caveat: what can be read off need not be read; raises `InterlatError` for too few messages or classes."
     y = np.asarray(y)
     groups = np.arange(len(y)) if groups is None else np.asarray(groups)
     if not len(x) == len(y) == len(groups): raise InterlatError(f"{len(x)} messages need as many labels and groups, found {len(y)} and {len(groups)}")
@@ -88,9 +88,14 @@ def linear_probe(
     if len(counts) < 2: raise InterlatError(f"a probe tells classes apart, found only {list(counts)}")
     if min(counts.values()) < folds: raise InterlatError(f"each class needs at least {folds} messages, one a fold; {min(counts, key=counts.get)!r} has {min(counts.values())}")
     rng = np.random.default_rng(seed)
-    rates, controls = _rates(x, y, groups, folds, seed), [_rates(x, rng.permutation(y), groups, folds, seed).mean() for _ in range(shuffles)]
+    rates, controls = _rates(x, y, groups, folds, seed), [_rates(x, _shuffled(y, groups, rng), groups, folds, seed).mean() for _ in range(shuffles)]
     low, high = rate_interval(rates, seed=seed)
     return dict(accuracy=float(rates.mean()), ci_low=low, ci_high=high, control=float(np.mean(controls)), classes=len(counts), n=len(y))
+
+def _shuffled(y, groups, rng):
+    "Labels in another order; whole groups change places where a group has one label."
+    names, first, of = np.unique(groups, return_index=True, return_inverse=True)
+    return rng.permutation(y[first])[of] if (y == y[first][of]).all() else rng.permutation(y)
 
 def _rates(x, y, groups, folds, seed):
     "The part of each group that a probe which has not seen it gets right."
@@ -120,14 +125,18 @@ def task_labels(
 def next_token_labels(
     messages, # `LatentMessage`s with the tokens that were written
     n:int=2000, # states to take at most: those of the first messages
-)->tuple: # (N, D) states, N ids of the token that was written after the state's own, N numbers of their messages
+)->tuple: # (N, D) states; N ids of the token that was written after the state's own; N numbers of their messages; (N, T+P) what is known without the state: its own token and position, one of each set to 1
     "Each state but the last of its message, and the token after the one that was written from it."
-    x, y, groups = [], [], []
+    x, y, groups, known = [], [], [], []
     for i, m in enumerate(messages):
         if len(x) >= n: break
         if min(m.token_ids, default=-1) < 0: continue
-        x += m.h[:-1].float().tolist(); y += m.token_ids[1:]; groups += [i]*(len(m) - 1)
-    return np.array(x[:n], dtype=np.float32), np.array(y[:n], dtype=int), np.array(groups[:n], dtype=int)
+        x += m.h[:-1].float().tolist(); y += m.token_ids[1:]; groups += [i]*(len(m) - 1); known += [(t, -1 - k) for k, t in enumerate(m.token_ids[:-1])]
+    known = known[:n]
+    number = {k: i for i, k in enumerate(sorted({k for pair in known for k in pair}))} # tokens from 0 up, positions below
+    onehot = np.zeros((len(known), len(number)), dtype=np.float32)
+    for row, pair in zip(onehot, known): row[[number[k] for k in pair]] = 1
+    return np.array(x[:n], dtype=np.float32), np.array(y[:n], dtype=int), np.array(groups[:n], dtype=int), onehot
 
 # %% ../nbs/17_probe.ipynb #17ab0009
 def _frequent(y, groups, folds):
@@ -140,7 +149,7 @@ def decodable(
     tasks:list[Task], # N tasks that they are about, in the same order
     folds:int=5, # as in `linear_probe`
     seed:int=0, # as in `linear_probe`
-)->pd.DataFrame: # columns what, accuracy, ci_low, ci_high, control, classes, n
+)->pd.DataFrame: # columns what, accuracy, ci_low, ci_high, control, baseline (of the next plan token; else NaN), classes, n
     """A linear probe for each label of `task_labels` from the pooled messages, and for the next token from single states. Caveat: what can be read off need not be read.
     Warns of labels that are too rare to be probed."""
     messages = list(messages)
@@ -148,11 +157,11 @@ def decodable(
     x, labels = pool(messages), [task_labels(t) for t in tasks]
     data = {what: (x[some], np.array([labels[i][what] for i in some]), np.array(some)) for what in dict.fromkeys(w for found in labels for w in found)
             for some in [[i for i, found in enumerate(labels) if what in found]]}
-    data |= {'the token after the next': next_token_labels(messages)}
+    *data['next plan token'], known = next_token_labels(messages)
     rows, rare = [], []
     for what, (x, y, groups) in data.items():
         keep = _frequent(y, groups, folds)
         if len(set(y[keep].tolist())) < 2: rare.append(what)
-        else: rows.append(dict(what=what, **linear_probe(x[keep], y[keep], folds, seed, groups[keep])))
+        else: rows.append(dict(what=what, baseline=_rates(known[keep], y[keep], groups[keep], folds, seed).mean() if what == 'next plan token' else np.nan, **linear_probe(x[keep], y[keep], folds, seed, groups[keep])))
     if rare: warnings.warn(f"not probed, as fewer than two labels occur in {folds} messages or more: {', '.join(rare)}", stacklevel=2)
-    return pd.DataFrame(rows, columns=['what', 'accuracy', 'ci_low', 'ci_high', 'control', 'classes', 'n'])
+    return pd.DataFrame(rows, columns=['what', 'accuracy', 'ci_low', 'ci_high', 'control', 'baseline', 'classes', 'n'])

@@ -35,7 +35,7 @@ FILE, TASKS = 'session.json', 'session_tasks.jsonl'
 def _kept(path, folder):
     "A path as it is kept: from the folder, if it is in there, else in full; names of presets and models stay as they are."
     full, folder = Path(path).resolve(), Path(folder).resolve()
-    if not Path(path).exists(): return str(path)
+    if str(path) in (*PRESETS, *PACKAGED) or not Path(path).exists(): return str(path)
     return str(full.relative_to(folder) if full.is_relative_to(folder) else full)
 
 def save_session(
@@ -95,7 +95,8 @@ def question_moments(
 )->list[Moment]: # before each token of it
     "The answer, token by token."
     ids = tokenizer(output, add_special_tokens=False).input_ids
-    texts = [tokenizer.decode(ids[:i]) for i in range(len(ids) + 1)]
+    texts = [text for i in range(len(ids) + 1) for text in [tokenizer.decode(ids[:i])] if output.startswith(text)] # not in the middle of a character
+    texts = texts if texts[-1] == output else [*texts, output]
     return [Moment(task.turns[:-1], a, (), b[len(a):]) for a, b in zip(texts, texts[1:])] or [Moment(task.turns[:-1], '', (), '')]
 
 # %% ../nbs/17b_session.ipynb #5e550009
@@ -164,8 +165,10 @@ class Session:
     )->tuple: # (`LatentMessage` or None, channel): what the actor gets, and how
         "The message as a condition delivers it. Raises `InterlatError` for an unknown task or condition."
         self._check(task_id, condition)
-        if condition not in self._others: self._others[condition] = stand_in(condition, self.tasks, self.store)
-        return Delivery(self.store, [self.by_id[task_id]], condition, 0, self._others[condition])[0], VARIANTS[condition].channel
+        row = self.recorded(task_id, condition)
+        seed = 0 if row is None else int(row.seed) # noise and the choice of the other task as they were
+        if (condition, seed) not in self._others: self._others[condition, seed] = stand_in(condition, self.tasks, self.store, seed)
+        return Delivery(self.store, [self.by_id[task_id]], condition, seed, self._others[condition, seed])[0], VARIANTS[condition].channel
 
     @property
     def first(self)->str: # its task_id
@@ -195,11 +198,16 @@ class Session:
         if (task_id, condition) not in self._episodes: self._episodes[task_id, condition] = (self._game if self.plays else self._question)(task_id, condition)
         return self._episodes[task_id, condition]
 
+    def _limits(self, *names):
+        "How the run was made, for what is played or answered now."
+        made = Path(self._path(self._where['log'])).with_name('evaluate.json')
+        return {k: v for k, v in json.loads(made.read_text(encoding='utf-8')).items() if k in names} if self._where['log'] and made.exists() else {}
+
     def _game(self, task_id, condition):
         row = self.recorded(task_id, condition)
         if row is None or row.won is None:
             message, channel = self.message(task_id, condition)
-            outputs = rollout(self.actor, self.tokenizer, [self.by_id[task_id]], [message], channel, progress=False)[0].outputs
+            outputs = rollout(self.actor, self.tokenizer, [self.by_id[task_id]], [message], channel, progress=False, **self._limits('max_steps', 'max_new_tokens'))[0].outputs
         else: outputs = json.loads(row.outputs)
         return game_moments(self.by_id[task_id], outputs, self.tokenizer)
 
@@ -207,7 +215,7 @@ class Session:
         row = self.recorded(task_id, condition)
         if row is None:
             message, channel = self.message(task_id, condition)
-            text = next(answer(self.actor, self.tokenizer, [self.by_id[task_id]], [message], channel))[0][1][0].text
+            text = next(answer(self.actor, self.tokenizer, [self.by_id[task_id]], [message], channel, **self._limits('max_new_tokens')))[0][1][0].text
         else: text = row.output
         return question_moments(self.by_id[task_id], text, self.tokenizer), text
 
@@ -222,10 +230,13 @@ def copy_session(
     n:int=24, # tasks to take along: the first ones
     conditions:list[str]|None=None, # results to take along; None: all
 )->Session: # the copy
-    "A session of its own with the first `n` tasks: their games, messages and results, and the actor. Raises `InterlatError` for a folder that holds something."
-    out, tasks = Path(out), session.tasks[:n]
+    """A session of its own with the first `n` tasks: their games, messages and results, the actor, and a sender that is in the run's folder. Results with another
+    task's message stay behind, as the other task may; students do, too. Raises `InterlatError` for a folder that holds something, or `n` below 1."""
+    if n < 1: raise InterlatError(f"a session has 1 task or more, found n = {n}")
+    out, tasks, sender = Path(out), session.tasks[:n], session._where['sender']
     if out.exists() and any(out.iterdir()): raise InterlatError(f"{out} is not empty; choose another folder")
     shutil.copytree(session._path(session._where['actor']), out/'actor', ignore=shutil.ignore_patterns('log.csv', 'recipe.json'))
+    if (session.folder/sender).exists(): shutil.copytree(session.folder/sender, out/sender)
     store = MessageStore(out/'messages', session.store.sender, session.store.layer)
     store.append([session.store[t.task_id] for t in tasks])
     for t in tasks if session.plays else (): write_atomic(out/'games'/t.task_id/'game.tw-pddl', Path(t.source).read_text(encoding='utf-8'))
@@ -234,8 +245,10 @@ def copy_session(
     if log:
         kind = GameLog if session.plays else AnswerLog
         rows, key = read_log(log, kind.columns), kind.key
-        rows[rows[key].isin([t.task_id for t in tasks]) & (True if conditions is None else rows.condition.isin(conditions))].to_csv(out/log.name, index=False)
-    save_session(out, tasks, store, out/'actor', session._where['sender'], log and out/log.name)
+        own = [c for c in rows.condition.unique() if c not in VARIANTS or not VARIANTS[c].partner]
+        rows[rows[key].isin([t.task_id for t in tasks]) & rows.condition.isin(own if conditions is None else set(own) & set(conditions))].to_csv(out/log.name, index=False)
+        if (made := log.with_name('evaluate.json')).exists(): shutil.copy(made, out)
+    save_session(out, tasks, store, out/'actor', out/sender if (out/sender).exists() else sender, log and out/log.name)
     return open_session(out, session.device)
 
 # %% ../nbs/17b_session.ipynb #5e55000a
