@@ -53,7 +53,7 @@ def test_steps_and_conditions_change_what_is_shown(shown):
     until(lambda: line() == at + 1, 'the next step')
     shown.pick('compare with', 'cross_task')
     until(lambda: 'cross_task' in shown.data('What the actor would do next'), 'the other condition')
-    assert 'cross_task' in shown.text('.widget-html')
+    until(lambda: 'cross_task' in shown.text('.widget-html'), 'the transcript of the other condition') # which is played now
     shown.tab('Attribution')
     shown.figure('What moves the next action')
 
