@@ -5,20 +5,23 @@ from pathlib import Path
 
 CHROMIUM = next((p for n in ('chromium', 'chromium-browser', 'google-chrome') if (p := shutil.which(n))), None)
 DRIVER = shutil.which('chromedriver')
-WAIT = 60 # seconds that anything may take on a busy machine
+WAIT = 120 # seconds that anything may take on a busy machine
 
 QUIET = ('--headless=new', '--no-sandbox', '--disable-gpu', '--enable-unsafe-swiftshader', '--disable-quic', '--no-first-run', '--disable-background-networking',
          '--disable-component-update', '--disable-sync', '--disable-dev-shm-usage', '--hide-scrollbars')
 
-RUN = """const [path, done] = [arguments[0], arguments[arguments.length - 1]]; (async () => {
+OPEN = """const [path, done] = [arguments[0], arguments[arguments.length - 1]]; (async () => {
   const app = window.jupyterapp; await app.restored
   const panel = await app.commands.execute('docmanager:open', {path}); await panel.context.ready; await panel.sessionContext.ready
   for (const side of ['left', 'right']) if (app.shell[side + 'Collapsed'] === false) app.commands.execute('application:toggle-' + side + '-area')
-  app.shell.activateById(panel.id); await app.commands.execute('notebook:run-all-cells')
-  const cells = panel.content.model.cells, kernel = panel.sessionContext.session.kernel
-  const ran = () => [...Array(cells.length).keys()].map(i => cells.get(i).toJSON()).filter(c => c.cell_type === 'code')
-  while (kernel.status !== 'idle' || ran().some(c => c.source.length && c.execution_count === null)) await new Promise(r => setTimeout(r, 200))
-  done(ran().flatMap(c => c.outputs).filter(o => o.output_type === 'error').map(o => o.ename + ': ' + o.evalue)) })().catch(e => done([String(e)]))"""
+  window.panel = panel; done('') })().catch(e => done(String(e)))"""
+
+START = """const app = window.jupyterapp; if (app.shell.currentWidget !== window.panel) { app.shell.activateById(window.panel.id); return false }
+app.commands.execute('notebook:run-all-cells'); return true"""
+
+STATE = """const cells = window.panel.content.model.cells, ran = [...Array(cells.length).keys()].map(i => cells.get(i).toJSON()).filter(c => c.cell_type === 'code' && c.source.length)
+const waiting = ran.filter(c => c.execution_count === null).length, idle = window.panel.sessionContext.session.kernel.status === 'idle'
+return {begun: !idle || waiting < ran.length, done: idle && !waiting, errors: ran.flatMap(c => c.outputs).filter(o => o.output_type === 'error').map(o => o.ename + ': ' + o.evalue)}"""
 
 POINT = """const d = arguments[0], [k, i] = [arguments[1], arguments[2]]; d.scrollIntoView({block: 'center'})
 const at = a => Array.from(a._inputArray || a), r = d.getBoundingClientRect(), {xaxis: x, yaxis: y} = d._fullLayout, t = d._fullData[k]
@@ -66,7 +69,7 @@ def chromium(width=1400, height=2000, scale=1):
     options.binary_location = CHROMIUM
     for flag in (*QUIET, f'--window-size={width},{height}', f'--force-device-scale-factor={scale}', f'--user-data-dir={profile}'): options.add_argument(flag)
     driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-    driver.set_script_timeout(4*WAIT)
+    driver.set_script_timeout(WAIT - 20) # selenium itself gives up after 120 s
     try: yield Page(driver)
     finally:
         driver.quit()
@@ -81,12 +84,15 @@ class Page:
 
     def run_notebook(self, lab, path):
         "Open a notebook in JupyterLab and run all its cells; fails with the errors that they raised."
-        def open_lab():
-            self.driver.get(f'{lab}/lab?token=interlat')
-            return self.js('return !!window.jupyterapp')
-        until(open_lab, 'JupyterLab')
-        errors = self.driver.execute_async_script(RUN, str(path))
-        assert errors == [], errors
+        until(lambda: self.driver.get(f'{lab}/lab?token=interlat') is None, 'the server') # raises while nobody answers
+        until(lambda: self.js('return !!window.jupyterapp'), 'JupyterLab')
+        assert (wrong := self.driver.execute_async_script(OPEN, str(path))) == '', wrong
+        def begun(): # a notebook that has just been opened may not hear yet
+            until(lambda: self.js(START), 'the notebook in front')
+            return until(lambda: self.js(STATE)['begun'], 'the first cell', 10)
+        until(begun, 'the notebook to run')
+        until(lambda: self.js(STATE)['done'], 'the last cell')
+        assert (errors := self.js(STATE)['errors']) == [], errors
 
     def all(self, css): return self.driver.find_elements('css selector', css)
 
