@@ -21,7 +21,7 @@ app.commands.execute('notebook:run-all-cells'); return true"""
 
 STATE = """const cells = window.panel.content.model.cells, ran = [...Array(cells.length).keys()].map(i => cells.get(i).toJSON()).filter(c => c.cell_type === 'code' && c.source.length)
 const waiting = ran.filter(c => c.execution_count === null).length, idle = window.panel.sessionContext.session.kernel.status === 'idle'
-return {begun: !idle || waiting < ran.length, done: idle && !waiting, errors: ran.flatMap(c => c.outputs).filter(o => o.output_type === 'error').map(o => o.ename + ': ' + o.evalue)}"""
+return {stuck: idle && waiting > 0, done: idle && !waiting, errors: ran.flatMap(c => c.outputs).filter(o => o.output_type === 'error').map(o => o.ename + ': ' + o.evalue)}"""
 
 POINT = """const d = arguments[0], [k, i] = [arguments[1], arguments[2]]; d.scrollIntoView({block: 'center'})
 const at = a => Array.from(a._inputArray || a), r = d.getBoundingClientRect(), {xaxis: x, yaxis: y} = d._fullLayout, t = d._fullData[k]
@@ -87,11 +87,14 @@ class Page:
         until(lambda: self.driver.get(f'{lab}/lab?token=interlat') is None, 'the server') # raises while nobody answers
         until(lambda: self.js('return !!window.jupyterapp'), 'JupyterLab')
         assert (wrong := self.driver.execute_async_script(OPEN, str(path))) == '', wrong
-        def begun(): # a notebook that has just been opened may not hear yet
-            until(lambda: self.js(START), 'the notebook in front')
-            return until(lambda: self.js(STATE)['begun'], 'the first cell', 10)
-        until(begun, 'the notebook to run')
-        until(lambda: self.js(STATE)['done'], 'the last cell')
+        heard = 0. # when it was last told to run, or was seen running
+        def ran(): # a notebook that has just been opened may not hear: an idle kernel with cells left to run is told again
+            nonlocal heard
+            state = self.js(STATE)
+            if not state['stuck']: heard = time.monotonic()
+            elif time.monotonic() - heard > 8 and self.js(START): heard = time.monotonic()
+            return state['done']
+        until(ran, 'the last cell', 2*WAIT)
         assert (errors := self.js(STATE)['errors']) == [], errors
 
     def all(self, css): return self.driver.find_elements('css selector', css)
@@ -134,7 +137,7 @@ class Page:
 
     def tab(self, label): next(t for t in self.all('.widget-tab [role=tab]') if t.text.strip() == label).click()
 
-    def press(self, label): next(b for b in self.all('button') if b.text.strip().startswith(label)).click()
+    def press(self, label): self.js('arguments[0].click()', next(b for b in self.all('button') if b.text.strip().startswith(label))) # wherever it has moved to
 
     def screenshot(self, path, top=None):
         "A PNG of the window, with the element `top` at its top."
