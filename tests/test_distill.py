@@ -16,13 +16,13 @@ from interlat.reason import LatentStudent
 
 PARTS = ('ce', 'preference', 'direction')
 
-# entropies of one conversation's tokens, without a message and with it, in steps of 0.01 nats
+# entropies of one conversation's tokens, without a message and with it, in steps of 1/128 nat, whose differences float32 holds exactly
 conversation = st.lists(st.tuples(st.integers(0, 300), st.integers(0, 300)), max_size=12)
 conversations = st.lists(conversation, min_size=1, max_size=5).filter(any)
 
 
 def weights(rows, clip):
-    none, full = (torch.tensor(x)/100 for x in zip(*(pair for row in rows for pair in row)))
+    none, full = (torch.tensor(x)/128 for x in zip(*(pair for row in rows for pair in row)))
     return information_weights(none, full, [len(r) for r in rows], clip).split([len(r) for r in rows])
 
 
@@ -35,7 +35,7 @@ def test_weights_have_unit_mean_in_each_conversation_and_are_zero_where_nothing_
         if not gain.any(): continue
         assert (w[gain > 0] > 0).all() and w.mean().item() == pytest.approx(1, abs=1e-5)
         order = gain.argsort()
-        assert (w[order].diff() >= -1e-6).all(), 'who gains more weighs no less'
+        assert (w[order].diff() >= 0).all(), 'who gains more weighs no less'
         if clip == 1: assert_close(w, gain/gain.float().mean(), atol=1e-4, rtol=1e-4)
         top = np.quantile(gain[gain > 0].numpy(), clip)
         assert_close(w/w.max(), (gain.float()/top).clamp(max=1), atol=1e-4, rtol=1e-4)
