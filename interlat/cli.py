@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['GamesArguments', 'games', 'main_games', 'ProblemsArguments', 'problems', 'main_problems', 'CollectArguments',
            'collect', 'main_collect', 'train', 'main_train', 'compress', 'main_compress', 'evaluate', 'main_eval',
-           'ReplayArguments', 'replay', 'main_replay', 'run', 'main_run']
+           'ReplayArguments', 'replay', 'main_replay']
 
 # %% ../nbs/21_cli.ipynb #1f7ced4c
-import argparse, os, sys
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -178,30 +178,3 @@ def replay(
     print(f"{len(rows)} of {len(rows)} games end as recorded ({(rows.replayed.astype(str) == 'True').sum()} won), played again in the {args.engine} engine")
 
 def main_replay(): command(replay)
-
-# %% ../nbs/21_cli.ipynb #82c587f1
-def run(
-    argv:list[str], # words of the command line
-)->None:
-    "Run an experiment notebook and say where its results are."
-    class Parser(argparse.ArgumentParser):
-        def error(self, message): raise InterlatError(f"{message}; see {self.prog} --help")
-    parser = Parser(description='Run an experiment notebook with other parameters, and keep a manifest.')
-    parser.add_argument('notebook', help='an experiment with a cell tagged parameters')
-    parser.add_argument('-p', nargs=2, action='append', default=[], metavar=('NAME', 'VALUE'), help='a parameter; may be repeated')
-    parser.add_argument('-f', metavar='FILE', help='YAML or JSON file of parameters')
-    parser.add_argument('--out', help='folder of the run (data/runs/<notebook>)')
-    parser.add_argument('--figures', help='folder of the figures, if the notebook makes some')
-    args = parser.parse_args(argv)
-    from interlat.runs import read_parameters, run_notebook
-    params = (read_parameters(args.f) if args.f else {}) | dict(args.p)
-    out = Path(args.out or Path('data/runs')/Path(args.notebook).stem)
-    manifest = run_notebook(args.notebook, params, out, args.figures)
-    print(f"\ndone in {manifest['seconds']:.0f} s with at most {manifest['peak_memory_mb']/1024:.1f} GB of memory\n"
-          f"  {out/Path(args.notebook).name}: the executed notebook\n  {out/'manifest.json'}: code, machine, parameters, times"
-          + (f"\n  {args.figures}: the figures" if args.figures else ''))
-
-def main_run():
-    from interlat.runs import RunFailed
-    try: command(run)
-    except RunFailed as e: sys.exit(f"error: {e}")

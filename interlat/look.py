@@ -6,7 +6,7 @@
 __all__ = ['PALETTE', 'INK', 'GREY', 'GRID', 'DARK', 'PAGE', 'look', 'check_columns', 'in_dark', 'save_figure']
 
 # %% ../nbs/17c_look.ipynb #10ac0002
-import json, tempfile
+import json, tempfile, threading
 from functools import lru_cache
 from html import escape
 from pathlib import Path
@@ -68,6 +68,34 @@ def _painter():
         def executable_path(cls): return f'{home.name}/kaleido/kaleido'
     return Painter(plotlyjs=f'{home.name}/js/plotly.min.js', mathjax=False)
 
+def _end(painter):
+    "End the painter's process and those that it has started: whoever waits for its answer gets an error."
+    import psutil
+    if painter._proc is None: return
+    try: family = [*psutil.Process(painter._proc.pid).children(recursive=True), psutil.Process(painter._proc.pid)]
+    except psutil.NoSuchProcess: return
+    for process in family:
+        try: process.kill()
+        except psutil.NoSuchProcess: continue
+
+def _png(
+    fig, # Plotly figure
+    scale:float, # pixels for each unit of its width
+    patience:float=60, # seconds to wait for an answer
+    tries:int=3, # how often to ask
+)->bytes: # a PNG
+    "Raises `InterlatError` if the painter never answers, and kaleido's `ValueError` for a figure that it cannot draw."
+    for _ in range(tries):
+        late = threading.Event()
+        timer = threading.Timer(patience, lambda: (late.set(), _end(_painter())))
+        timer.start()
+        try: return _painter().transform(fig, format='png', scale=scale)
+        except (ValueError, OSError):
+            if not late.is_set(): raise
+        finally: timer.cancel()
+    raise InterlatError(f"kaleido has not drawn a figure in {tries} times {patience:.0f} s; is the machine very busy? Start again when it is not")
+
+# %% ../nbs/17c_look.ipynb #10ac0f00
 PAGE = """<!doctype html><html><head><meta charset="utf-8"><title>{title}</title><script src="plotly.min.js"></script><style>body {{ margin: 0 }}</style></head><body><div id="figure"></div>
 <script>const fig = {fig}, night = {night}, dark = matchMedia('(prefers-color-scheme: dark)')
 function worn(k, v) {{ return typeof v !== 'string' ? v : k.endsWith('color') ? night[v] || v : v.replaceAll('color:{grey}', 'color:' + night['{grey}']) }}
@@ -82,7 +110,7 @@ def save_figure(
 )->list[Path]: # the three files
     "Write `path.json`, `path.png` and `path.html`, and `plotly.min.js` beside them if it is not there."
     from plotly.offline import get_plotlyjs
-    png, data, script = _painter().transform(fig, format='png', scale=scale), fig.to_json(), Path(path).parent/'plotly.min.js'
+    png, data, script = _png(fig, scale), fig.to_json(), Path(path).parent/'plotly.min.js'
     page = PAGE.format(title=escape(fig.layout.title.text or 'Figure'), fig=data.replace('</', '<\\/'), night=json.dumps(DARK), grey=GREY)
     files = [write_atomic(f'{path}.json', data), write_atomic(f'{path}.png', png), write_atomic(f'{path}.html', page)]
     if not script.exists() or script.stat().st_size != len(get_plotlyjs().encode()): write_atomic(script, get_plotlyjs())

@@ -63,7 +63,7 @@ def test_parameters_must_be_literals(experiment):
 
 
 def command(*args, cwd):
-    code = 'from interlat.cli import main_run; main_run()'
+    code = 'from interlat.run_cli import main_run; main_run()'
     return [sys.executable, '-c', code, *map(str, args)], dict(cwd=cwd, text=True, env=dict(os.environ, PYTHONPATH=str(ROOT)))
 
 

@@ -8,6 +8,7 @@ import plotly.graph_objects as go
 import pytest
 from notebooks import ROOT
 
+from interlat import look as look_room
 from interlat.core import InterlatError
 from interlat.perturb import VARIANTS
 from interlat.tradeoff import FAMILIES, rate_distortion
@@ -21,6 +22,34 @@ SUMMARY = pd.DataFrame([dict(condition=c, n=10, successes=k, success_rate=k/10, 
 def size(png):
     "Width and height in the header of a PNG."
     return struct.unpack('>II', Path(png).read_bytes()[16:24])
+
+
+class Sleeper:
+    "A painter whose process starts another one and never answers, as often as it is told to."
+    def __init__(self, sleeps): self.sleeps, self.asked, self._proc = sleeps, 0, None
+    def transform(self, fig, format, scale):
+        self.asked += 1
+        if self.asked > self.sleeps: return b'a picture'
+        self._proc = subprocess.Popen(['bash', '-c', 'sleep 600 & wait'], stdout=subprocess.PIPE)
+        if not self._proc.stdout.readline(): raise ValueError('Transform failed')
+
+
+def test_a_painter_that_never_answers_is_ended_and_asked_again(monkeypatch):
+    painter = Sleeper(2)
+    monkeypatch.setattr(look_room, '_painter', lambda: painter)
+    assert look_room._png(None, 2, patience=.3) == b'a picture' and painter.asked == 3
+    painter = Sleeper(9)
+    with pytest.raises(InterlatError, match='kaleido has not drawn a figure in 3 times 0 s'): look_room._png(None, 2, patience=.3)
+    assert painter._proc.wait(10) != 0
+
+
+def test_a_figure_that_cannot_be_drawn_is_an_error_at_once(monkeypatch):
+    class Refuses(Sleeper):
+        def transform(self, fig, format, scale): self.asked += 1; raise ValueError('no such trace')
+    painter = Refuses(0)
+    monkeypatch.setattr(look_room, '_painter', lambda: painter)
+    with pytest.raises(ValueError, match='no such trace'): look_room._png(None, 2)
+    assert painter.asked == 1
 
 
 def test_png_has_the_figure_at_twice_its_size(tmp_path):
