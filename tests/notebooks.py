@@ -6,6 +6,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = sorted(p for p in (ROOT/'nbs').glob('*.ipynb') if p.name != 'index.ipynb')
 EXPERIMENTS = sorted((ROOT/'nbs'/'experiments').glob('*.ipynb'))
 TUTORIALS = sorted((ROOT/'nbs'/'tutorials').glob('T*.ipynb'))
+PAGES = sorted((ROOT/'nbs'/'pages').glob('*.ipynb'))
 ALL = sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
 
 
