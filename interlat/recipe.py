@@ -20,6 +20,7 @@ from .tasks import *
 from .lm import *
 from .lora import *
 from .adapter import *
+from .checkpoint import *
 from .actor import *
 from .lessons import *
 from .settings import *

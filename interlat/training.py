@@ -20,6 +20,7 @@ from .message import *
 from .exchange import *
 from .tasks import *
 from .lm import *
+from .checkpoint import *
 from .actor import *
 from .memory import *
 from .objective import *

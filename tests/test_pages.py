@@ -65,7 +65,6 @@ def printed(text):
 def command_line(monkeypatch):
     "A function that has a command read its words, and do no more; raises `InterlatError` as the command would."
     from transformers import HfArgumentParser
-    from interlat import cli
     class Read(Exception): pass
     def stopping(cls, name):
         original = getattr(cls, name)
@@ -82,7 +81,7 @@ def command_line(monkeypatch):
         assert name in scripts, f'there is no command {name}'
         module, main = scripts[name].split(':')
         work = []
-        monkeypatch.setattr(cli, 'command', work.append)
+        monkeypatch.setattr(import_module(module), 'command', work.append)
         getattr(import_module(module), main)()
         try: work[0](list(words))
         except Read as e: return e.args[0]
