@@ -92,9 +92,9 @@ class SocketOutbox(Sender):
     def send(self,
         message:LatentMessage, # what to send
     )->bool: # False: one for its task is there already
-        "Send a message and wait until the receiver has dealt with it. Raises `InterlatError` with its reason if it is refused."
+        "Send a message and wait until the receiver has dealt with it. Raises `Refused` with its reason, `InterlatError` if there is no receiver any more."
         verdict, why = self._exchange(message.pack(*self._how))
-        if verdict in (REFUSED, CLOSED): raise InterlatError(f"refused by {self.address}: {why}")
+        if verdict in (REFUSED, CLOSED): raise Refused(f"refused by {self.address}: {why}")
         return verdict == TAKEN
 
     def close(self,
