@@ -182,7 +182,8 @@ class SocketInbox(Receiver):
         self._answer(peer, CLOSED, self._refuse(self._who(peer), why))
 
     def _lost(self, peer):
-        if not peer.deaf: self._refuse(self._who(peer), f"was lost after {len(peer.raw):,} of {len(peer.raw) + peer.need:,} bytes" if peer.raw else "has gone without having said that it was done")
+        if peer.raw: self._refuse(self._who(peer), f"was lost after {len(peer.raw):,} of {len(peer.raw) + peer.need:,} bytes")
+        elif not peer.deaf: self._refuse(self._who(peer), "has gone without having said that it was done", 'lost')
         self._drop(peer)
 
     def _answer(self, peer, verdict, why=''):
@@ -198,7 +199,8 @@ class SocketInbox(Receiver):
     def _expire(self):
         for peer in self._peers():
             if self._now - peer.since <= self.timeout: continue
-            if not peer.deaf: self._refuse(self._who(peer), f"{'sent part of a packet' if peer.raw else 'was silent'} for {self.timeout:g} s")
+            if peer.raw: self._refuse(self._who(peer), f"sent only part of a packet in {self.timeout:g} s")
+            elif not peer.deaf: self._refuse(self._who(peer), f"was silent for {self.timeout:g} s", 'lost')
             self._drop(peer)
         if all(p.deaf for p in self._peers()) and self._now - self._quiet > self.timeout: raise self._missing(self.address)
 

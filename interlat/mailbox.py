@@ -65,8 +65,8 @@ class Receiver:
     "What `Inbox` and `SocketInbox` share; messages come from `receive`."
     def __init__(self, expected, timeout):
         self.expected,self.timeout = expected,timeout
-        self.count = Counter() # packets that were 'taken', 'there' already, 'refused'
-        self.refused = deque(maxlen=1000) # the last refusals, 'who: why'
+        self.count = Counter() # packets that were 'taken', 'there' already, 'refused'; senders that were 'lost'
+        self.refused = deque(maxlen=1000) # the last refusals and losses, 'who: why'
         self._seen,self._owed = set(),None # tasks of the messages taken; the answer that waits for the loop's body
 
     def _check(self, head):
@@ -78,10 +78,10 @@ class Receiver:
         owed, self._owed = self._owed, None
         if owed: owed(TAKEN)
 
-    def _refuse(self, who, why):
+    def _refuse(self, who, why, kind='refused'):
         "Keep a refusal, shortened, as a foreigner may have chosen its words; gives the reason back."
         why = str(why)[:500].encode('utf-8', 'backslashreplace').decode()
-        self.count['refused'] += 1
+        self.count[kind] += 1
         self.refused.append(f'{who}: {why}')
         return why
 
@@ -115,7 +115,7 @@ class Receiver:
     def __exit__(self, kind, *_):
         if kind is None: self._settle()
         self.close()
-    def __repr__(self): return f"{type(self).__name__}({self.address!r}, {', '.join(f'{self.count[k]} {k}' for k in ('taken', 'there', 'refused'))})"
+    def __repr__(self): return f"{type(self).__name__}({self.address!r}, {', '.join(f'{self.count[k]} {k}' for k in ('taken', 'there', 'refused', 'lost'))})"
 
 # %% ../nbs/01ba_mailbox.ipynb #ba11000d
 class Sender:

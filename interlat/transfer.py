@@ -65,9 +65,9 @@ def _expected(args, store):
     return Expected(store.sender, store.layer, store.width, tasks, store, args.basis and Basis.load(args.basis), args.max_length, int(args.max_mb*2**20))
 
 def _told(inbox):
-    "The refusals, each in a line, on stderr."
-    for why in list(inbox.refused)[:20]: print('refused:', why, file=sys.stderr)
-    if inbox.count['refused'] > 20: print(f"… {inbox.count['refused']} in all", file=sys.stderr)
+    "Refusals and losses, each in a line, on stderr."
+    for why in list(inbox.refused)[:20]: print('refused or lost:', why, file=sys.stderr)
+    if len(inbox.refused) > 20: print(f"… {inbox.count['refused'] + inbox.count['lost']} in all", file=sys.stderr)
 
 # %% ../nbs/20f_transfer.ipynb #2f0a0008
 def receive_store(
@@ -84,6 +84,6 @@ def receive_store(
         finally: _told(inbox)
     n = inbox.count
     if not len(store): raise InterlatError(f"no message came to {inbox.address}; {n['refused']} packets were refused")
-    if args.strict and n['refused']: raise InterlatError(f"{n['refused']} packets were refused, {n['taken']} messages are in {args.output_dir}")
-    print(f"{n['taken']} messages received, {n['there']} were there already, {n['refused']} refused")
+    if args.strict and inbox.refused: raise InterlatError(f"{n['refused']} packets were refused and {n['lost']} senders lost; {n['taken']} messages were received")
+    print(f"{n['taken']} messages received, {n['there']} were there already, {n['refused']} refused, {n['lost']} senders lost")
     return store
