@@ -37,14 +37,12 @@ class SocketOutbox(Sender):
         timeout:float=60., # seconds to wait for a receiver to listen, to take bytes, and to answer
     ):
         super().__init__(codec, basis, words)
-        self.address,self.timeout,self._socket = address,timeout,None
+        self.address,self.timeout,self._socket,self._selector = address,timeout,None,None
         self._connect()
 
     def _look(self, seconds):
         "What the socket is ready for."
-        with selectors.DefaultSelector() as look:
-            look.register(self._socket, selectors.EVENT_READ | selectors.EVENT_WRITE)
-            return sum(events for _, events in look.select(seconds))
+        return sum(events for _, events in self._selector.select(seconds))
 
     def _connect(self):
         if self._socket and not self._look(0) & selectors.EVENT_READ: return # there is one, and it is silent, as it should be
@@ -59,6 +57,8 @@ class SocketOutbox(Sender):
             if s.getsockname() == s.getpeername(): s.close() # a free port may be given to the caller itself
             else: self._socket = s
         s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(s, selectors.EVENT_READ | selectors.EVENT_WRITE)
 
     def _push(self, raw):
         "Send; False if an answer comes before all is out."
@@ -102,8 +102,9 @@ class SocketOutbox(Sender):
     )->None:
         "End the transmission."
         if done: self._exchange(END_PACKET)
-        if self._socket: self._socket.close()
-        self._socket = None
+        for part in (self._selector, self._socket):
+            if part: part.close()
+        self._selector = self._socket = None
 
 # %% ../nbs/01c_channel.ipynb #c4a1000b
 @dataclass(eq=False)

@@ -123,10 +123,12 @@ PACKET_PREFIX, _HEADER = 17, 2**22 # bytes before the header, and at most of it:
 
 
 # %% ../nbs/00c_packet.ipynb #c5a1001c
-def _sealed(content):
-    "A packet around bytes."
-    rest = struct.pack('<BQ', PACKET_VERSION, PACKET_PREFIX + len(content)) + content
-    return PACKET_MAGIC + struct.pack('<I', zlib.crc32(rest)) + rest
+def _sealed(*parts):
+    "A packet around bytes, which are copied once."
+    parts = (struct.pack('<BQ', PACKET_VERSION, PACKET_PREFIX + sum(map(len, parts))), *parts)
+    crc = 0
+    for part in parts: crc = zlib.crc32(part, crc)
+    return b''.join((PACKET_MAGIC, struct.pack('<I', crc), *parts))
 
 def _short(line):
     "A header line that is no longer than allowed."
@@ -135,9 +137,9 @@ def _short(line):
 
 def _seal(head, payload):
     "A packet of a header (a dict) and the bytes of states."
-    return _sealed(_short(json.dumps(head, separators=(',', ':')).encode()) + b'\n' + payload)
+    return _sealed(_short(json.dumps(head, separators=(',', ':')).encode()), b'\n', payload)
 
-END_PACKET = _sealed(b'') # nothing in it: no more packets follow
+END_PACKET = _sealed() # nothing in it: no more packets follow
 
 
 # %% ../nbs/00c_packet.ipynb #c5a1001f
@@ -156,14 +158,14 @@ def packet_size(
 def _unseal(raw):
     "(header line, bytes of states) of a packet that is whole and of this version; raises as `open_packet` does."
     if not isinstance(raw, (bytes, bytearray, memoryview)): raise InterlatError(f"a packet is bytes, found {type(raw).__name__}")
-    raw = bytes(raw)
+    raw = bytes(raw) if isinstance(raw, memoryview) else raw
     if not (found := _prefix(raw)): raise DamagedPacket(f"damaged packet: cut short after {len(raw)} bytes; have it sent again")
     crc, version, size = found
     if len(raw) != size: raise DamagedPacket(f"damaged packet: {len(raw):,} bytes where {size:,} were sent; have it sent again")
     if zlib.crc32(memoryview(raw)[8:]) != crc: raise DamagedPacket("damaged packet: it does not match its checksum; have it sent again")
     if version != PACKET_VERSION: raise InterlatError(f"packet has schema version {version}, this interlat reads {PACKET_VERSION}; use one release on both sides")
     end = raw.find(b'\n', PACKET_PREFIX) % (size + 1) # all, if no line ends
-    return raw[PACKET_PREFIX:end], raw[end+1:]
+    return bytes(raw[PACKET_PREFIX:end]), memoryview(raw)[end+1:]
 
 
 # %% ../nbs/00c_packet.ipynb #c5a10020
@@ -192,7 +194,7 @@ class PacketHeader:
 # %% ../nbs/00c_packet.ipynb #c5a10021
 def open_packet(
     raw:bytes, # what `encode_packet` gave
-)->tuple[PacketHeader, bytes]: # the header; the states, encoded
+)->tuple[PacketHeader, memoryview]: # the header; the states, encoded: a view of `raw`
     "Verify a packet and read its header. Raises `DamagedPacket` if it is not what was sent, `InterlatError` if it is none, or none that can be read here."
     line, states = _unseal(raw)
     try:
@@ -217,7 +219,7 @@ def encode_packet(
     if words: head |= dict(token_ids=m.token_ids, text=m.text)
     try: states = _codec(codec).encode((h if basis is None else basis.encode(h)).flatten())
     except InterlatError as e: raise InterlatError(f"message for {m.task_id!r}: {e}") from e
-    return _seal(head, states.numpy().tobytes())
+    return _seal(head, memoryview(states.numpy()))
 
 # %% ../nbs/00c_packet.ipynb #c5a10024
 def decode_packet(
