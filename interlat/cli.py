@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GamesArguments', 'games', 'main_games', 'ProblemsArguments', 'problems', 'main_problems', 'CollectArguments',
            'collect', 'main_collect', 'train', 'main_train', 'compress', 'main_compress', 'evaluate', 'main_eval',
-           'ReplayArguments', 'replay', 'main_replay']
+           'ReplayArguments', 'replay', 'main_replay', 'send', 'main_send', 'receive', 'main_receive']
 
 # %% ../nbs/21_cli.ipynb #1f7ced4c
 import os
@@ -178,3 +178,25 @@ def replay(
     print(f"{len(rows)} of {len(rows)} games end as recorded ({(rows.replayed.astype(str) == 'True').sum()} won), played again in the {args.engine} engine")
 
 def main_replay(): command(replay)
+
+# %% ../nbs/21_cli.ipynb #5e9d0002
+def send(
+    argv:list[str], # words of the command line
+)->None:
+    "Send a store of messages; raises `InterlatError` if some were not taken."
+    from interlat.transfer import SendArguments, send_store
+    args, = parse(SendArguments, argv, SendArguments.__doc__)
+    print(send_store(args))
+
+def main_send(): command(send)
+
+# %% ../nbs/21_cli.ipynb #5e9d0003
+def receive(
+    argv:list[str], # words of the command line
+)->None:
+    "Fill a store with messages that are sent, and show it."
+    from interlat.transfer import ReceiveArguments, receive_store
+    args, = parse(ReceiveArguments, argv, ReceiveArguments.__doc__)
+    print(receive_store(args))
+
+def main_receive(): command(receive)

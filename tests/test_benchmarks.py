@@ -102,3 +102,17 @@ def test_grading_of_problems_in_a_folder_and_in_a_tar(capsys, tmp_path):
     assert [result[k]['off'] for k in ('different', 'hard', 'same')] == [0, 0, 0] and result['hard']['n'] > 8 and result['same']['n'] > 20
     assert 'sqrt' not in (tmp_path/'out.json').read_text() and 's in all' in capsys.readouterr().out
     with pytest.raises(bench.InterlatError, match='MATH problems not found'): bench.problems(tmp_path/'none')
+
+
+def test_channels_against_plain_json(capsys, monkeypatch, tmp_path):
+    bench = script('channel')
+    monkeypatch.setattr(bench, 'SIDES', ('plain', 'socket int8', 'folder float32'))
+    bench.main(['--size', '3', '4', '2', '--rounds', '1', '--out', str(tmp_path/'channel.json')])
+    size, = json.loads((tmp_path/'channel.json').read_text())['sizes']
+    assert [r['side'] for r in size['rows']] == list(bench.SIDES) and all(r['ms'] > 0 and r['mb'] > 0 for r in size['rows']) and size['rows'][0]['faster'] == 1
+    assert 'x faster' in capsys.readouterr().out
+    messages = [bench.message(i, 2, 3) for i in range(2)]
+    sums = [m.h[0].double().sum().item() for m in messages]
+    bench.check('plain', messages, sums)
+    for wrong in (sums[:1], [sums[0], sums[1] + 1e-5]):
+        with pytest.raises(RuntimeError, match='socket float32: . of 2 messages'): bench.check('socket float32', messages, wrong)

@@ -1,5 +1,5 @@
 "The commands, from games to tables, and one clear line with exit status 2 for bad input."
-import json, subprocess, sys
+import json, socket, subprocess, sys
 
 import cast
 import nbformat.v4 as nbf
@@ -187,6 +187,55 @@ def test_eval_refuses(world, messages, tmp_path, refused):
     wide.append([LatentMessage(torch.randn(2, 64), [1, 2], 'go', task_id, 'the sender') for task_id in MessageStore(messages).task_ids()])
     assert 'width 64' in line(store=tmp_path/'wide')
     assert not (tmp_path/'eval'/'games.csv').exists()
+
+
+def receiver(*argv):
+    "interlat-receive in a process of its own, and the address that it names."
+    code = "import sys; sys.argv[0] = 'interlat-receive'; from interlat.cli import main_receive; main_receive()"
+    p = subprocess.Popen([sys.executable, '-c', code, *map(str, argv)], env={'PYTHONPATH': str(ROOT)}, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return p, p.stdout.readline().removeprefix('listening at ').strip()
+
+
+def test_send_and_receive_fill_a_store_that_eval_reads(world, messages, tmp_path, monkeypatch, capsys):
+    "Over a socket, twice; in between, somebody who sends something else."
+    ids = tmp_path/'ids.txt'
+    ids.write_text('\n'.join(MessageStore(messages).task_ids()))
+    receive = ['--at', '127.0.0.1:0', '--output_dir', tmp_path/'store', '--sender', 'the sender', '--width', 32, '--task_ids', ids, '--timeout', 60]
+    for k, wanted in enumerate(('6 messages received, 0 were there already, 1 refused, 0 senders lost', '')):
+        p, address = receiver(*receive, *(['--strict'] if k else []))
+        host, port = address.split(':')
+        with socket.create_connection((host, int(port))) as s:
+            s.sendall(b'GET / HTTP/1.1\r\n\r\n')
+            assert s.recv(1) == b'!'
+        status, out, err = call(cli.main_send, monkeypatch, capsys, '--messages', messages, '--to', address, '--codec', 'bfloat16', '--words', 'false')
+        assert (status, out) == (0, f'6 messages sent to {address}\n' if not k else f'0 messages sent to {address}, 6 were there already\n')
+        out, err = p.communicate(timeout=60)
+        refusal, *rest = err.strip().splitlines()
+        assert refusal.startswith('refused or lost: 127.0.0.1:') and "begins with b'GET '" in refusal
+        if k: assert p.returncode == 2 and rest == ['error: 1 packets were refused and 0 senders lost; 0 messages were received']
+        else: assert p.returncode == 0 and out.startswith(wanted) and '6 messages in 6 shards' in out
+    got, sent = MessageStore(tmp_path/'store'), MessageStore(messages)
+    for t in sent.task_ids(): assert torch.equal(got[t].h, sent[t].h.bfloat16()) and got[t].text == ''
+    eval_ = ['alfworld', '--model_name_or_path', world/'actor', '--data_path', world/'games', '--messages', got.path, '--split', 'valid_unseen', '--variants', 'latent,no_comm',
+             '--max_steps', '1', '--max_new_tokens', '2', '--output_dir', tmp_path/'eval', '--device', 'cpu']
+    assert call(cli.main_eval, monkeypatch, capsys, *eval_)[0] == 0 and len(pd.read_csv(tmp_path/'eval'/'games.csv')) == 12
+
+
+def test_send_and_receive_refuse(messages, tmp_path, refused, monkeypatch, capsys):
+    assert 'no messages in' in refused(cli.main_send, '--messages', tmp_path/'none', '--to', tmp_path/'post')
+    assert 'nobody listens at 127.0.0.1:1 ' in refused(cli.main_send, '--messages', messages, '--to', '127.0.0.1:1', '--timeout', '0.1')
+    assert 'stays on this machine' in refused(cli.main_send, '--messages', messages, '--to', '192.0.2.1:80')
+    assert "unknown codec 'int3'; use float32" in refused(cli.main_send, '--messages', messages, '--to', tmp_path/'post', '--codec', 'int3')
+    assert 'timeout must be 0 or more' in refused(cli.main_receive, '--at', tmp_path/'post', '--output_dir', tmp_path/'s', '--timeout', '-1')
+    assert 'list of tasks not found' in refused(cli.main_receive, '--at', tmp_path/'post', '--output_dir', tmp_path/'s', '--task_ids', tmp_path/'none')
+    assert call(cli.main_send, monkeypatch, capsys, '--messages', messages, '--to', tmp_path/'post', '--codec', 'int8')[0] == 0
+    status, out, err = call(cli.main_receive, monkeypatch, capsys, '--at', tmp_path/'post', '--output_dir', tmp_path/'s', '--width', '31')
+    assert status == 2 and err.count('refused or lost: 0-0000000') == 6 and err.splitlines()[-1].startswith('error: no message came to ') and '6 packets were refused' in err
+    p, address = receiver('--at', '127.0.0.1:0', '--output_dir', tmp_path/'s', '--max_length', '2')
+    assert '6 of 6 messages were not taken (0 were); the first was refused by 127.0.0.1:' in refused(cli.main_send, '--messages', messages, '--to', address)
+    assert p.wait(60) == 2 and 'no message came to' in p.communicate()[1]
+    status, out, err = call(cli.main_receive, monkeypatch, capsys, '--at', tmp_path/'post', '--output_dir', tmp_path/'s', '--timeout', '0.1')
+    assert status == 2 and 'no sender in' in err and 'none that is done' in err
 
 
 def test_run_refuses(tmp_path, refused):
