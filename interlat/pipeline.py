@@ -121,7 +121,9 @@ def report_page(
 )->Path: # `path`
     "An executed notebook as a page that can be sent to somebody: one file, no code, and nothing fetched from elsewhere."
     from nbconvert import HTMLExporter
-    exporter = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True, mathjax_url='', require_js_url='', jquery_url='', mermaid_js_url='', embed_images=True)
+    from traitlets.config import Config
+    tags = dict(enabled=True, remove_all_outputs_tags={'log'}, remove_cell_tags={'notes'})
+    exporter = HTMLExporter(config=Config(TagRemovePreprocessor=tags), exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True, mathjax_url='', require_js_url='', jquery_url='', mermaid_js_url='', embed_images=True)
     body, _ = exporter.from_filename(str(check_file(notebook, 'executed notebook')))
     return write_atomic(path, body)
 

@@ -1,0 +1,120 @@
+"The pipeline cut off and gone on with; budgets that stand in recipes; dry runs that find what would stop a run."
+import json, os, re, signal, subprocess, sys, time
+
+import pytest
+from notebooks import ROOT
+
+from interlat.alfworld import generate_games
+from interlat.budget import KNOWN, budget, count_parameters, device, model_config, train_cost, write_cost
+from interlat.core import InterlatError
+from interlat.dryrun import check_model, dry_run
+from interlat.pipeline import SIZES, TASKS, plan, stages
+from interlat.runs import check_parameters, read_parameters
+
+E03 = ROOT/'nbs'/'experiments'/'E03_table1.ipynb'
+TOLD = [f for f in sorted((ROOT/'nbs'/'experiments').glob('*.yaml')) if '# budget on' in f.read_text()]
+
+
+def command(*args, cwd):
+    code = 'from interlat.run_cli import main_run; main_run()'
+    return subprocess.Popen([sys.executable, '-c', code, *map(str, args)], cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=dict(os.environ, PYTHONPATH=str(ROOT)))
+
+
+def test_a_pipeline_that_is_killed_goes_on_at_its_stage(tmp_path):
+    words = ('pipeline', '--task', 'math', '--model-size', 'tiny', '--limit', '6', '--out', tmp_path/'run')
+    first = command(*words, cwd=tmp_path)
+    mark = tmp_path/'run'/'stages'/'evaluate.json'
+    while not mark.exists(): assert first.poll() is None; time.sleep(.1)
+    first.kill()
+    first.communicate()
+    assert not (tmp_path/'run'/'report.html').exists() and json.loads((tmp_path/'run'/'manifest.json').read_text())['state'] == 'running'
+    made = {p: p.stat().st_mtime_ns for p in (tmp_path/'run'/'actor').rglob('*') if p.is_file()}
+    second = command(*words, cwd=tmp_path)
+    said, _ = second.communicate(timeout=400)
+    assert second.returncode == 0, said[-2000:]
+    assert said.count('done before') >= 4 and 'report.html: what came out, as a page' in said # data, collect, train, evaluate
+    assert {p: p.stat().st_mtime_ns for p in made} == made, 'nothing is trained again'
+    page, metrics = (tmp_path/'run'/'report.html').read_text(), json.loads((tmp_path/'run'/'metrics.json').read_text())
+    assert {'latent', 'text', 'no_comm', 'cross_task', 'random_rot', 'first_8', 'K=8'} == set(metrics['success'])
+    assert page.count('data:image/png;base64') >= 4 and 'carry_out_stage' not in page and 'done before' not in page and 'presence:' in page and str(tmp_path) not in page
+
+
+@pytest.mark.parametrize('size', SIZES)
+@pytest.mark.parametrize('task', TASKS)
+@pytest.mark.parametrize('full', [False, True])
+def test_every_stage_is_a_command_that_its_program_takes(task, size, full, monkeypatch, tmp_path):
+    "Parsed by the programs' own parsers; nothing is loaded."
+    from transformers import HfArgumentParser
+    from interlat import launch
+    class Read(Exception): pass
+    original = HfArgumentParser.parse_args_into_dataclasses
+    def read(self, *a, **kw):
+        *found, rest = original(self, *a, **kw)
+        assert not rest
+        raise Read
+    monkeypatch.setattr(HfArgumentParser, 'parse_args_into_dataclasses', read)
+    monkeypatch.setattr('torch.cuda.is_available', lambda: False)
+    for name, commands in stages(plan(task, size, full, processes=2 if size == 'large' else 1), tmp_path).items():
+        for command, *argv in commands:
+            argv = [*argv, '--use_cpu', 'true', '--bf16', 'false', '--fsdp', ''] if command in ('interlat-train', 'interlat-compress') else argv
+            with pytest.raises(Read): launch.COMMANDS[command](list(argv))
+
+
+@pytest.mark.parametrize('file', TOLD, ids=lambda f: f.stem)
+def test_a_recipe_says_what_the_estimator_says(file):
+    notebook = next(file.parent.glob(f"{file.stem.split('_')[0]}_*.ipynb"))
+    name, told = re.search(r'^# budget on (\w+): (.*)$', file.read_text(), re.M).groups()
+    assert str(budget(check_parameters(notebook, read_parameters(file)), device(name))) == told
+
+
+def test_recipes_are_there_for_the_papers_models_and_fit_their_gpus():
+    assert {f.stem for f in TOLD} >= {f'E03_table1_{m}' for m in ('qwen2.5-7b', 'qwen2.5-0.5b', 'llama3.1-8b', 'smollm2-135m', 'cross_family')}
+    for file in TOLD: assert float(re.search(r'about (\d+) GB of memory', file.read_text())[1]) < 80
+
+
+def test_the_known_shapes_are_the_models():
+    "Numbers of parameters as their makers tell them, in billions."
+    assert {n: round(count_parameters(model_config(n))/1e9, 2) for n in KNOWN} == {'Qwen/Qwen2.5-7B': 7.62, 'Qwen/Qwen2.5-0.5B': .49, 'meta-llama/Llama-3.1-8B': 8.03, 'HuggingFaceTB/SmolLM2-135M': .13}
+
+
+def test_more_takes_more():
+    h100 = device('h100')
+    small = train_cost('Qwen/Qwen2.5-0.5B', 10, 4, 500, 900, h100, bf16=True)
+    for more in (dict(steps=20), dict(batch=8), dict(longest=1800), dict(tokens=1000)):
+        given = dict(steps=10, batch=4, tokens=500, longest=900) | more
+        cost = train_cost('Qwen/Qwen2.5-0.5B', on=h100, bf16=True, **given)
+        assert cost['seconds'] >= small['seconds'] and cost['memory'] >= small['memory'] and (cost['seconds'], cost['memory']) != (small['seconds'], small['memory'])
+    saved = train_cost('Qwen/Qwen2.5-0.5B', 10, 4, 500, 900, h100, bf16=True, gradient_checkpointing=True)
+    assert saved['memory'] < small['memory'] and saved['seconds'] > small['seconds']
+    assert train_cost('Qwen/Qwen2.5-7B', 10, 1, 500, 900, h100, bf16=True, fsdp=True, processes=8)['memory'] < train_cost('Qwen/Qwen2.5-7B', 10, 1, 500, 900, h100, bf16=True)['memory']/2.5
+    assert write_cost('Qwen/Qwen2.5-7B', 64, 100, 100, 64, h100)['seconds'] < write_cost('Qwen/Qwen2.5-7B', 64, 100, 100, 8, h100)['seconds']
+
+
+def test_a_dry_run_finds_what_would_stop_a_run(tmp_path, monkeypatch):
+    generate_games(tmp_path/'games', 4, 'train'), generate_games(tmp_path/'games', 2, 'valid_seen'), generate_games(tmp_path/'games', 2, 'valid_unseen')
+    given = dict(data_path=str(tmp_path/'games'), n_train=4, n_eval=2)
+    checks, told = dry_run(E03, given, tmp_path/'run', 'h100')
+    assert all(c.fine for c in checks) and [c.what for c in checks if c.what.startswith('data')] == ['data train', 'data valid_seen', 'data valid_unseen']
+    def wrong(**more): return [c.what for c in dry_run(E03, given | more, tmp_path/'run', 'rtx4090')[0] if not c.fine]
+    assert wrong(n_train=5) == ['data train'] and wrong(data_path='', n_train=0) == ['data']
+    assert wrong(sender='no/model') == ['sender', 'budget'] and 'other_sender' in wrong(other_sender='no/model') and wrong(other_sender='no/model', conditions=['latent']) == []
+    monkeypatch.setattr('interlat.dryrun.budget', lambda p, on: budget(dict(p, sender='Qwen/Qwen2.5-7B', actor='Qwen/Qwen2.5-7B', max_new_tokens=10**6), on))
+    assert wrong() == ['memory', 'disk'] and not (tmp_path/'run').exists()
+    with pytest.raises(InterlatError, match='E03_table1.ipynb has no parameter n_trian'): dry_run(E03, dict(n_trian=1), tmp_path/'run')
+
+
+def test_a_model_that_cannot_chat_can_be_no_actor(tmp_path):
+    from interlat.lm import load_lm
+    lm, tok = load_lm('tiny-qwen2', device='cpu')
+    tok.chat_template = None
+    lm.save_pretrained(tmp_path), tok.save_pretrained(tmp_path)
+    for file in tmp_path.glob('chat_template*'): file.unlink()
+    assert check_model('sender', str(tmp_path)).fine and not check_model('actor', str(tmp_path)).fine
+
+
+def test_the_command_says_what_a_dry_run_found(tmp_path):
+    for words, status, last in ((('-p', 'n_train', '48'), 0, 'about'), (('-f', E03.with_name('E03_table1_smollm2-135m.yaml')), 1, 'error: ')):
+        process = command(E03, '--dry_run', '--on', 'h100', '--out', tmp_path/'run', *words, cwd=tmp_path)
+        said, _ = process.communicate(timeout=120)
+        assert process.returncode == status and said.strip().splitlines()[-1].startswith(last), said
+    assert not (tmp_path/'run').exists()
