@@ -1,0 +1,98 @@
+"""Every speed claim of the project, measured again by one command on this machine, one benchmark after the other.
+
+    python benchmarks/all.py [--only NAME ...] [--out data/benchmarks]
+
+Some fifteen minutes on two quiet cores; leave the machine alone meanwhile. Each benchmark leaves its own file in `--out`, and all together `claims.csv`: what is faster than
+what, by how much, and the two times where there are two. A ratio compares two things that were run by turns in one process or one script; times of different machines are not
+compared. `run.json` has the machine, the code and how long each benchmark took. What cannot be measured here (no stock engine, too little memory) is said and left out."""
+import argparse, json, subprocess, sys, time
+from importlib.util import find_spec
+from pathlib import Path
+
+import pandas as pd
+import psutil
+
+from interlat.core import InterlatError, cli, write_atomic
+from interlat.provenance import git_state, machine, package_versions
+
+HERE = Path(__file__).parent
+
+
+def read(path): return json.loads(path.read_text(encoding='utf-8'))
+
+
+def engine(out):
+    d = read(out/'engine.json')
+    games = d['engines']['games']
+    yield 'load a game, reset it, play 20 steps: native engine', 'stock TextWorld, the same commands (median game)', d['engines']['median_ratio'], games[0]['native'], games[0]['stock']
+
+
+def rollout(out):
+    rows = {r['way']: r for r in read(out/'rollout.json')['rows']}
+    slow = rows['generate, one at a time']
+    yield '16 games together, message and history in one cache', 'one game at a time, its history read anew at each step', rows['together, cached']['faster'], rows['together, cached']['seconds'], slow['seconds']
+
+
+def store(out):
+    d = read(out/'store.json')
+    ours, theirs = d['rows']
+    yield f"open a store of {d['n']:,} messages of {d['length']} states and read each, checksums verified", 'nested lists in Parquet, as in the published code', d['faster'], ours['seconds'], theirs['seconds']
+
+
+def train(out):
+    for d in read(out/'train.json')['results']:
+        rows = {r['side']: r['seconds'] for r in d['rows']}
+        yield f"a training step of the actor, vocabulary {d['vocab']:,}", 'the same objective in three whole passes with all logits', d['faster_packed'], rows['packed'], rows['plain']
+
+
+def compress(out):
+    t = pd.read_csv(out/'compress_latency.csv')
+    one = t[t.batch == t.batch.min()]
+    full = one[one.way == 'full: write'].iloc[0]
+    for r in one[one.way == 'latent'].itertuples(): yield f"from the prompt to the actor's next word: {r.states} latent steps", f'{full.states} written tokens', r.faster, r.seconds, full.seconds
+    rows = pd.read_csv(out/'compress_step.csv').set_index('side')
+    for side, against in (('loop', 'one conversation after the other'), ('loop, no cache', 'the same without a cache')):
+        yield f"a student's training step, K = {rows.K.iloc[0]}", against, rows.ours_faster[side], rows.seconds['ours'], rows.seconds[side]
+
+
+def channel(out):
+    for size in read(out/'channel.json')['sizes']:
+        rows = {r['side']: r for r in size['rows']}
+        for side in ('socket float32', 'folder float32'):
+            yield f"a message of {size['length']} x {size['width']} to another process, checked: {side}", 'JSON of nested lists over a socket, unchecked', rows[side]['faster'], rows[side]['ms']/1e3, rows['plain']['ms']/1e3
+
+
+def room(): return int(min(1000, psutil.virtual_memory().available/2**20//20)) # the nested side takes 17 MB a message
+
+
+BENCHMARKS = { # name -> words after the script, what it leaves, how its claims are read
+    'engine': (lambda out: ['--n', '12', '--out', out/'engine.json'], engine), 'rollout': (lambda out: ['--out', out/'rollout.json'], rollout),
+    'store': (lambda out: ['--n', room(), '--out', out/'store.json'], store), 'train': (lambda out: ['--out', out/'train.json'], train),
+    'compress': (lambda out: ['--out', out], compress), 'channel': (lambda out: ['--out', out/'channel.json'], channel)}
+
+
+def main(args=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--only', nargs='+', default=list(BENCHMARKS), metavar='NAME', help=f"of {', '.join(BENCHMARKS)}")
+    parser.add_argument('--out', type=Path, default=Path('data/benchmarks'), help='folder of the results')
+    a = parser.parse_args(args)
+    if unknown := [n for n in a.only if n not in BENCHMARKS]: raise InterlatError(f"unknown benchmark {unknown[0]!r}; use {', '.join(BENCHMARKS)}")
+    if 'engine' in a.only and not find_spec('textworld'):
+        print('engine: left out, the stock engine is not installed; `make test` brings it')
+        a.only.remove('engine')
+    a.out.mkdir(parents=True, exist_ok=True)
+    took, claims = {}, []
+    for name in a.only:
+        words, told = BENCHMARKS[name]
+        print(f'── {name}', flush=True)
+        start = time.perf_counter()
+        if (code := subprocess.run([sys.executable, HERE/f'{name}.py', *map(str, words(a.out))]).returncode): raise InterlatError(f'benchmarks/{name}.py ended with status {code}; what it said stands above')
+        took[name] = round(time.perf_counter() - start, 1)
+        claims += [dict(benchmark=name, what=what, against=against, faster=round(float(ratio), 2), seconds=round(float(ours), 5), against_seconds=round(float(theirs), 5)) for what, against, ratio, ours, theirs in told(a.out)]
+    table = pd.DataFrame(claims)
+    write_atomic(a.out/'claims.csv', table.to_csv(index=False))
+    write_atomic(a.out/'run.json', json.dumps(dict(machine=machine(), git=git_state(HERE), packages=package_versions(), seconds=took), indent=1) + '\n')
+    print(table.drop(columns='benchmark').to_string(index=False), f'{a.out}/claims.csv', sep='\n')
+
+
+if __name__ == '__main__': raise SystemExit(cli(main))
