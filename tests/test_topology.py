@@ -177,3 +177,27 @@ def test_shares_hold_all_and_each_knows_its_own(scene):
                 assert ('nothing' in mine.plan) == any(f' {kind} ' not in ' '.join(said[k]) for kind in re.findall(r'(?:take|use) (\w+) ', t.plan))
                 where = mine.prompt[0]['content'].split('\n')[1]
                 assert all(place.split(' from ')[-1].split(' on ')[-1] in where for place in said[k])
+
+
+def test_a_sampling_relay_depends_on_seed_and_task_alone(scene, tmp_path):
+    games, *_ = scene
+    left, _, middle = agents(scene)
+    def said(name, seed=0, tasks=games, **kw):
+        voice = replace(middle, writing=dict(max_new_tokens=7, temperature=1.), seed=seed)
+        store = collect_from(chain(left, voice), tasks, tmp_path/name, progress=False, **kw)
+        return {i: store[i].token_ids for i in store.task_ids()}
+    assert said('a') == said('b', tasks=games[::-1], batch_size=3) == said('c', batch_size=1) != said('d', seed=1)
+
+
+def test_a_relay_may_be_told_nothing(scene):
+    games, tok, lms, readers = scene
+    empty = LatentMessage(torch.zeros(0, 32), [], '', 't', 's')
+    full = LatentMessage(torch.randn(5, 32, generator=torch.Generator().manual_seed(0)), [-1]*5, '', 't', 's')
+    prompts = [t.prompt for t in games[:2]]
+    mixed = relay_messages(readers['qwen2'], tok, prompts, [empty, full], max_new_tokens=6)
+    for k, m in enumerate((empty, full)):
+        h, y, _ = relay_messages(readers['qwen2'], tok, prompts[k:k+1], [m], max_new_tokens=6)[0]
+        assert mixed[k][1] == y
+        torch.testing.assert_close(mixed[k][0], h, atol=2e-4, rtol=0)
+    h, y, _ = relay_messages(readers['qwen2'].train(), tok, prompts[:1], [full], max_new_tokens=6)[0] # whatever mode it is in
+    torch.testing.assert_close(h, relay_messages(readers['qwen2'], tok, prompts[:1], [full], max_new_tokens=6)[0][0])
