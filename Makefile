@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --log $(VENV)/pi
 TELL := awk '/^ *Downloading .*[MG]B\)/ {print "   ", $$1, $$2, $$3, $$4} \
 	/^Building wheel/ {print "    building", $$NF} /^Installing collected/ {print "    unpacking"} {fflush()}'
 
-.PHONY: help setup demo smollm2 test lab explore export readme results fixture prepare clean distclean
+.PHONY: help setup demo smollm2 test lab explore export readme pages results bench fixture prepare clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,10 @@ export: $(VENV)/.dev ## write interlat/*.py from the notebooks, and clean the no
 	@$(BIN)/nbdev_export
 	@$(BIN)/nbdev_clean
 
+pages: $(VENV)/.dev ## run the pages of results and benchmarks, which show what is kept in data/
+	@cd nbs/pages && ../../$(BIN)/jupyter nbconvert --log-level ERROR --to notebook --execute --inplace results.ipynb benchmarks.ipynb
+	@$(BIN)/nbdev_clean --fname nbs/pages
+
 readme: $(VENV)/.dev ## run nbs/index.ipynb and write README.md from it
 	@cd nbs && ../$(BIN)/jupyter nbconvert --log-level ERROR --to notebook --execute --inplace index.ipynb
 	@$(BIN)/nbdev_clean --fname nbs/index.ipynb
@@ -56,9 +60,10 @@ readme: $(VENV)/.dev ## run nbs/index.ipynb and write README.md from it
 		--TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_input_tags=hide_input \
 		index.ipynb | sed 's#](\.\./#](#g' > ../README.md
 
-results: ## keep the tables of the last demo, of E03, E06, E08, E10 and both runs of E05 in data/, for the README
+results: ## keep the tables of the last demo, of E03, E06, E08, E10, E11 and both runs of E05 in data/, for README and pages
 	@mkdir -p data/demo data/table1
 	@cp data/runs/demo/{summary,paired,effects}.csv data/demo/
+	@sed 's#$(CURDIR)/##' data/runs/demo/manifest.json > data/demo/manifest.json
 	@cp data/runs/table1/{table1.csv,metrics.json} data/table1/
 	@sed 's#$(CURDIR)/##' data/runs/table1/manifest.json > data/table1/manifest.json
 	@for split in valid_seen valid_unseen; do for t in summary paired effects; do \
@@ -72,15 +77,22 @@ results: ## keep the tables of the last demo, of E03, E06, E08, E10 and both run
 	@mkdir -p data/inside
 	@cp data/runs/inside/{probes,geometry,cka,centroids,parallelism,plan_mass}.csv data/runs/inside/metrics.json data/inside/
 	@sed 's#$(CURDIR)/##' data/runs/inside/manifest.json > data/inside/manifest.json
+	@mkdir -p data/three_agents
+	@cp data/runs/three_agents/valid_unseen/{summary,effects}.csv data/runs/three_agents/{against_valid_unseen,by_knower,only_both,messages}.csv data/runs/three_agents/metrics.json data/three_agents/
+	@sed 's#$(CURDIR)/##' data/runs/three_agents/manifest.json > data/three_agents/manifest.json
 	@for run in ablations ablations_cross; do mkdir -p data/$$run figures/$$run; \
 		cp data/runs/$$run/{ablations,summary,per_seed,logs}.csv data/runs/$$run/metrics.json data/$$run/; \
 		sed 's#$(CURDIR)/##' data/runs/$$run/manifest.json > data/$$run/manifest.json; done
+
+bench: $(VENV)/.dev stock ## measure every speed claim again, into data/benchmarks (15 minutes on a quiet machine)
+	@$(BIN)/python benchmarks/all.py
+	@$(BIN)/python benchmarks/budget.py --out data/benchmarks/budget.json
 
 fixture: ## keep a part of the last demo as the session that comes with the package
 	@rm -rf interlat/assets/session
 	@$(BIN)/python -c "from interlat.session import *; print(copy_session(open_session('data/runs/demo'), 'interlat/assets/session'))"
 
-prepare: export readme ## what to run before a commit
+prepare: export readme pages ## what to run before a commit
 
 clean: ## remove caches and build leftovers; results and .venv stay
 	@rm -rf build dist *.egg-info .pytest_cache .hypothesis

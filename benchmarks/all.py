@@ -81,17 +81,17 @@ def main(args=None):
         print('engine: left out, the stock engine is not installed; `make test` brings it')
         a.only.remove('engine')
     a.out.mkdir(parents=True, exist_ok=True)
-    took, claims = {}, []
+    took, claims, code = {}, [], git_state(HERE) # the code as it is now: what is measured goes into the working tree
     for name in a.only:
         words, told = BENCHMARKS[name]
         print(f'── {name}', flush=True)
         start = time.perf_counter()
-        if (code := subprocess.run([sys.executable, HERE/f'{name}.py', *map(str, words(a.out))]).returncode): raise InterlatError(f'benchmarks/{name}.py ended with status {code}; what it said stands above')
+        if (status := subprocess.run([sys.executable, HERE/f'{name}.py', *map(str, words(a.out))]).returncode): raise InterlatError(f'benchmarks/{name}.py ended with status {status}; what it said stands above')
         took[name] = round(time.perf_counter() - start, 1)
         claims += [dict(benchmark=name, what=what, against=against, faster=round(float(ratio), 2), seconds=round(float(ours), 5), against_seconds=round(float(theirs), 5)) for what, against, ratio, ours, theirs in told(a.out)]
     table = pd.DataFrame(claims)
     write_atomic(a.out/'claims.csv', table.to_csv(index=False))
-    write_atomic(a.out/'run.json', json.dumps(dict(machine=machine(), git=git_state(HERE), packages=package_versions(), seconds=took), indent=1) + '\n')
+    write_atomic(a.out/'run.json', json.dumps(dict(machine=machine(), git=code, packages=package_versions(), seconds=took), indent=1) + '\n')
     print(table.drop(columns='benchmark').to_string(index=False), f'{a.out}/claims.csv', sep='\n')
 
 

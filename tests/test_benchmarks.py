@@ -116,3 +116,34 @@ def test_channels_against_plain_json(capsys, monkeypatch, tmp_path):
     bench.check('plain', messages, sums)
     for wrong in (sums[:1], [sums[0], sums[1] + 1e-5]):
         with pytest.raises(RuntimeError, match='socket float32: . of 2 messages'): bench.check('socket float32', messages, wrong)
+
+
+def test_all_claims_by_one_command(capsys, monkeypatch, tmp_path):
+    bench = script('all')
+    (tmp_path/'quick.py').write_text("import json, sys; json.dump([dict(what='ours', against='theirs', ratio=2.5, a=.1, b=.25)], open(sys.argv[-1], 'w'))")
+    (tmp_path/'broken.py').write_text('1/0')
+    monkeypatch.setattr(bench, 'HERE', tmp_path)
+    def claims(out):
+        for d in json.loads((out/'quick.json').read_text()): yield tuple(d.values())
+    monkeypatch.setattr(bench, 'BENCHMARKS', dict(quick=(lambda out: ['--out', out/'quick.json'], claims), broken=(lambda out: [], claims)))
+    bench.main(['--only', 'quick', '--out', str(tmp_path/'out')])
+    row, = csv.DictReader((tmp_path/'out'/'claims.csv').open())
+    assert row == dict(benchmark='quick', what='ours', against='theirs', faster='2.5', seconds='0.1', against_seconds='0.25')
+    assert {'machine', 'git', 'packages', 'seconds'} == set(json.loads((tmp_path/'out'/'run.json').read_text()))
+    with pytest.raises(bench.InterlatError, match='broken.py ended with status 1'): bench.main(['--only', 'broken', '--out', str(tmp_path/'out')])
+    with pytest.raises(bench.InterlatError, match="unknown benchmark 'all'; use quick, broken"): bench.main(['--only', 'all'])
+
+
+def test_every_claim_can_be_read_from_what_is_kept():
+    bench, kept = script('all'), ROOT/'data'/'benchmarks'
+    rows = [r for name, (_, told) in bench.BENCHMARKS.items() for r in told(kept)]
+    assert len(rows) >= 15 and all(ratio > 0 and ours > 0 and theirs > 0 for _, _, ratio, ours, theirs in rows)
+    with (kept/'claims.csv').open(encoding='utf-8') as f: assert len(list(csv.DictReader(f))) == len(rows)
+
+
+def test_what_is_told_is_near_what_is_measured(monkeypatch):
+    bench = script('budget')
+    small = bench.larger
+    monkeypatch.setattr(bench, 'larger', lambda folder: small(folder, 2, 64))
+    rows = bench.measure(n=4, new=4, steps=1, batch=4)['rows']
+    assert len(rows) == 4 and all(r['told'] > 0 and r['measured'] > 0 and .02 < r['ratio'] < 50 for r in rows)
