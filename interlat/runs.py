@@ -68,28 +68,35 @@ def read_parameters(
     return found
 
 # %% ../nbs/20_runs.ipynb #a231f22e
+def _cuda():
+    "torch's CUDA, if this process uses it; nothing is imported for that."
+    torch = sys.modules.get('torch')
+    return torch.cuda if torch and torch.cuda.is_available() and torch.cuda.is_initialized() else None
+
 @contextmanager
 def stage(
     out:str|Path, # the run's folder
     name:str, # what the run does now
 ):
-    "Time a part of a run: one line in `<out>/stages.jsonl` with its wall time (s) and whether it went well."
+    "Time a part of a run: one line in `<out>/stages.jsonl` with its wall time (s), whether it went well, and the most memory (MB) that it had on a GPU."
     print(f"── {name}", flush=True)
     start, state = time.perf_counter(), 'failed'
+    if cuda := _cuda(): cuda.reset_peak_memory_stats()
     try:
         yield
         state = 'done'
     finally:
         seconds = round(time.perf_counter() - start, 2)
+        gpu = dict(gpu_mb=cuda.max_memory_allocated() // 2**20) if (cuda := _cuda()) else {}
         Path(out).mkdir(parents=True, exist_ok=True)
         with open(Path(out)/'stages.jsonl', 'a', encoding='utf-8') as f:
-            f.write(json.dumps(dict(stage=name, seconds=seconds, state=state)) + '\n')
+            f.write(json.dumps(dict(stage=name, seconds=seconds, state=state) | gpu) + '\n')
         print(f"   {name}: {state} in {seconds:.0f} s", flush=True)
 
 # %% ../nbs/20_runs.ipynb #dbf06bbe
 def read_stages(
     out:str|Path, # the run's folder
-)->list[dict]: # one dict a stage: stage, seconds, state
+)->list[dict]: # one dict a stage: stage, seconds, state, and gpu_mb where there is a GPU
     "The stages that a run has been through so far."
     path = Path(out)/'stages.jsonl'
     return [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()] if path.exists() else []

@@ -56,7 +56,7 @@ def printed(text):
     lines += [(code, False) for code in re.findall(r'(?<!`)`([^`\n]+)`(?!`)', plain)]
     for line, whole in lines:
         if not (found := COMMAND.search(line)) or line.lstrip().startswith(('#', '--')): continue
-        words = shlex.split(line[found.end():], comments=True)
+        words = shlex.split(line[found.end():].rstrip().removesuffix('&'), comments=True)
         known = [w for w in words if w != '…' and not w.startswith('${')] # the rest is the reader's
         if known or whole: yield found[1], known, whole and known == words
 

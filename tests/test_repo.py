@@ -55,6 +55,28 @@ def test_imports_go_to_lower_numbers(path):
     assert later == [], f'{path.name} is {number(path)}'
 
 
+def test_the_import_graph_of_the_package_follows_the_numbers():
+    "Every import in the modules, those inside functions included: only to rooms with a lower number, so that there is no cycle."
+    order = {module(p): number(p) for p in LIBRARY}
+    graph = {}
+    for name in order:
+        tree = ast.parse((ROOT/'interlat'/f'{name}.py').read_text(encoding='utf-8'))
+        found = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module]
+        graph[name] = {n.module.removeprefix('interlat.') for n in found if n.level == 1 or n.module.startswith('interlat.')}
+    assert len(graph['cli']) > 5 and 'training' in graph['cli'], 'imports inside functions are seen'
+    assert {name: later for name, used in graph.items() if (later := sorted(u for u in used if order[u] >= order[name]))} == {}
+
+
+@pytest.mark.parametrize('what, pattern, where', [
+    ('prompts are rendered', r'\.apply_chat_template\(', {'lm'}), ('a message is spliced into a prompt', r'^def splice\(', {'actor'}),
+    ('a table becomes Markdown', r"' \| '\.join\(map", {'report'}), ('a rate is shown with its interval', r'^def rate_cell\(', {'summary'}),
+    ('a packet is sealed', r'^def _seal\(head', {'packet'}), ('an adapter is read from a checkpoint', r'^def read_adapter\(', {'checkpoint'})])
+def test_one_place_for(what, pattern, where):
+    code = {p.stem: p.read_text(encoding='utf-8') for p in (ROOT/'interlat').glob('*.py')}
+    code |= {p.stem: '\n'.join(c['source'] for c in cells(p) if c['cell_type'] == 'code') for p in ALL if p not in LIBRARY}
+    assert {name for name, text in code.items() if re.search(pattern, text, re.M)} == where, what
+
+
 @pytest.mark.parametrize('path', LIBRARY, ids=ids)
 def test_library_notebook_opens_as_the_grammar_says(path):
     first, title, *rest = cells(path)
@@ -97,6 +119,18 @@ def test_readme_is_the_index_notebook():
     hide = dict(enabled=True, remove_input_tags={'hide_input'})
     text, _ = MarkdownExporter(config=Config(TagRemovePreprocessor=hide)).from_filename(str(ROOT/'nbs'/'index.ipynb'))
     assert (ROOT/'README.md').read_text(encoding='utf-8').strip() == text.replace('](../', '](').strip(), 'run `make readme`'
+
+
+@pytest.mark.parametrize('name', ['results', 'benchmarks'])
+def test_pages_show_what_is_kept(name):
+    "Run again, a page of numbers gives the outputs that it has: `make pages` was not forgotten."
+    from nbclient import NotebookClient
+    import nbformat
+    path = ROOT/'nbs'/'pages'/f'{name}.ipynb'
+    kept = nbformat.read(path, as_version=4)
+    again = NotebookClient(nbformat.read(path, as_version=4), timeout=120, resources=dict(metadata=dict(path=path.parent))).execute()
+    def shown(nb): return [''.join(o.get('text', '') or o['data'].get('text/markdown', '')) for c in nb.cells if c.cell_type == 'code' for o in c.outputs]
+    assert shown(kept) == shown(again) and len(shown(kept)) > 3, 'run `make pages`'
 
 
 def test_readme_shows_the_tables_that_are_kept():
