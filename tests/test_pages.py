@@ -50,8 +50,8 @@ def test_tests_and_targets_that_are_named_exist(path):
 
 def printed(text):
     "(command, its words, whether it must be complete) for each command line: in a block of code, or in a line of text."
-    blocks = re.findall(r'^ *```(?:bash|sh)?\n(.*?)^ *```', text, re.M | re.S)
-    lines = [(line, True) for b in blocks for line in b.replace('\\\n', ' ').splitlines()]
+    blocks = re.findall(r'^ *```(\w*)\n(.*?)^ *```', text, re.M | re.S)
+    lines = [(line, True) for language, b in blocks if language in ('', 'bash', 'sh') for line in b.replace('\\\n', ' ').splitlines()]
     plain = re.sub(r'^ *```.*?^ *```', '', text, flags=re.M | re.S)
     lines += [(code, False) for code in re.findall(r'(?<!`)`([^`\n]+)`(?!`)', plain)]
     for line, whole in lines:
@@ -97,6 +97,9 @@ def check_command(read, name, words, whole):
     while True:
         try: found = read(name, words)
         except InterlatError as e:
+            if not whole and (known := re.search(r"invalid choice: '1' \(choose from '?(\w+)", str(e))): # what was put in below
+                words[words.index('1')] = known[1]
+                continue
             missing = re.search(r'the following arguments are required: (.*?);', str(e)) or re.match(r'(\w+) is missing;', str(e))
             if whole or not missing: raise
             for flag in missing[1].split(', '): words = [*words, *((flag.split('/')[0], '1') if flag.startswith('-') else (f'--{flag}', '1') if 'missing' in missing[0] else (flag,))]

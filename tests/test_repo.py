@@ -70,7 +70,7 @@ def test_the_import_graph_of_the_package_follows_the_numbers():
 @pytest.mark.parametrize('what, pattern, where', [
     ('prompts are rendered', r'\.apply_chat_template\(', {'lm'}), ('a message is spliced into a prompt', r'^def splice\(', {'actor'}),
     ('a table becomes Markdown', r"' \| '\.join\(map", {'report'}), ('a rate is shown with its interval', r'^def rate_cell\(', {'summary'}),
-    ('a packet is sealed', r'^def _seal\(head', {'packet'}), ('an adapter is read from a checkpoint', r'^def read_adapter\(', {'checkpoint'})])
+    ('a packet is sealed', r'^def _seal\(head, payload', {'packet'}), ('an adapter is read from a checkpoint', r'^def read_adapter\(', {'checkpoint'})])
 def test_one_place_for(what, pattern, where):
     code = {p.stem: p.read_text(encoding='utf-8') for p in (ROOT/'interlat').glob('*.py')}
     code |= {p.stem: '\n'.join(c['source'] for c in cells(p) if c['cell_type'] == 'code') for p in ALL if p not in LIBRARY}
