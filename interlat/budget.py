@@ -121,7 +121,8 @@ def train_cost(
     need = estimate_memory(actor, batch, longest, min(batch*longest//2, 512), 2 if channel == 'latent' else 1, bf16, checkpointing, processes if how.get('fsdp') else 1)
     work = WORK[channel] + (4 if checkpointing and channel == 'latent' else 2 if checkpointing else 0)
     rate = on.flops*on.reached*(1 if bf16 or on.name == 'cpu' else .25) # float32 on a GPU's tensor cores is slower
-    return dict(memory=need.total, seconds=steps*accumulate*batch*tokens*work*N/rate, disk=4*N + (2*(4*N + 8*trained) if how.get('save_strategy', 'no') != 'no' else 0))
+    launched = (work//2)*model_config(name).num_hidden_layers*on.layer # a way back counts as two passes
+    return dict(memory=need.total, seconds=steps*accumulate*(batch*tokens*work*N/rate + launched), disk=4*N + (2*(4*N + 8*trained) if how.get('save_strategy', 'no') != 'no' else 0))
 
 # %% ../nbs/20g_budget.ipynb #20b9000e
 def student_cost(
@@ -166,6 +167,12 @@ class Budget:
 
 OFFICIAL = dict(train=3553, valid_seen=140, valid_unseen=134) # games of each split, as alfworld-download brings them
 
+def _named(p):
+    "An experiment's parameters by the names that most have: where there is one `model`, it is sender and actor."
+    if 'model' not in p: return p
+    how = {k: p[k] for k in ('bf16', 'gradient_accumulation_steps') if k in p} | (dict(save_strategy='steps') if p.get('save_steps') else {})
+    return dict(p, sender=p['model'], actor=p['model'], max_new_tokens=p['max_plan_tokens'], training=how)
+
 def _games(params):
     "How many tasks an experiment trains on and reports on, over all splits."
     splits = params.get('splits') or [params.get('split', 'valid_unseen')]
@@ -179,8 +186,9 @@ def budget(
     prompt:int=250, # tokens of what a sender reads
 )->Budget:
     "What an experiment takes. Raises `InterlatError` for parameters that name no sender and no actor."
-    if missing := [k for k in ('sender', 'actor') if k not in params]: raise InterlatError(f"a budget needs the parameters sender and actor; there is no {missing[0]}")
-    p, how, rows = params, {**params.get('model_settings', {}), **params.get('training', {})}, []
+    p = _named(params)
+    if missing := [k for k in ('sender', 'actor') if k not in p]: raise InterlatError(f"a budget needs the parameters sender and actor; there is no {missing[0]}")
+    how, rows = {**p.get('model_settings', {}), **p.get('training', {})}, []
     how |= dict(processes=p.get('processes', 1))
     n_train, n_eval = _games(p)
     states, at_once, sent = p.get('max_new_tokens', 64), p.get('batch_messages', 32), 4 if on.name == 'cpu' else 2 # bytes of a number that is not trained
@@ -192,6 +200,7 @@ def budget(
         cost = write_cost(sender, n_train + n_eval, prompt, states, at_once, on, sent)
         add(f'messages of {Path(sender).name}', cost['memory'], cost['seconds'], (n_train + n_eval)*states*model_config(sender).hidden_size*sent)
     accumulate = how.pop('gradient_accumulation_steps', 1)
+    if p.get('sender_steps'): add('train the sender', **train_cost(p['sender'], p['sender_steps'], p.get('batch_size', 1), prompt + states, longest, on, 'none', accumulate, **how))
     trainings = len(p.get('training_seeds', [0]))
     steps, batch = p.get('train_steps', p.get('actor_steps', 0)), p.get('actor_batch_size', p.get('batch_size', 1))
     for channel, name, steps in (('latent', 'the actor', steps), ('text', 'cot_full', p.get('baseline_steps', 0)), ('none', 'no_cot', p.get('baseline_steps', 0)), ('latent', 'cross_family', steps)):

@@ -40,10 +40,8 @@ def _execute(notebook, params, out, figures, page):
           + (f"\n  {figures}: the figures" if figures else ''))
 
 # %% ../nbs/23_run_cli.ipynb #23000007
-def _look(notebook, params, out, on):
+def _say(checks, told):
     "Print what a run needs and takes; exit with status 1 if something would stop it."
-    from interlat.dryrun import dry_run
-    checks, told = dry_run(notebook, params, out, on)
     print(*checks, *([told] if told else []), sep='\n')
     if wrong := [c for c in checks if not c.fine]: sys.exit(f"error: {len(wrong)} of {len(checks)} things would stop the run, {wrong[0].what} the first")
 
@@ -56,7 +54,9 @@ def run(
     from interlat.runs import read_parameters
     params, out = (read_parameters(args.f) if args.f else {}) | dict(args.p), args.out or Path('data/runs')/Path(args.notebook).stem
     if args.on and not args.dry_run: raise InterlatError('--on says what a dry run is for; add --dry_run')
-    if args.dry_run: return _look(args.notebook, params, out, args.on)
+    if args.dry_run:
+        from interlat.dryrun import dry_run
+        return _say(*dry_run(args.notebook, params, out, args.on))
     _execute(args.notebook, params, out, args.figures, f'{Path(args.notebook).stem}.html' if args.html else '')
 
 # %% ../nbs/23_run_cli.ipynb #2300000c
@@ -115,6 +115,8 @@ def _pipeline_parser():
     parser.add_argument('--processes', type=int, default=1, help='that share collection and training, one a GPU (1)')
     parser.add_argument('--limit', type=int, default=0, help='at most so many tasks and steps, to try it out')
     parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--dry_run', action='store_true', help='look at data, tokenizers, widths, memory and disk, and run nothing')
+    parser.add_argument('--on', default='', help='with --dry_run, the device that it is for: a100, h100, h200, rtx4090 or cpu (this machine)')
     parser.add_argument('--out', help='folder of the run (data/runs/pipeline_<task>_<size>)')
     return parser
 
@@ -123,9 +125,13 @@ def pipeline(
 )->None:
     "Run the pipeline and say where its report is."
     args = vars(_pipeline_parser().parse_args(argv))
-    from interlat.pipeline import pipeline_notebook, plan
+    from interlat.pipeline import as_parameters, pipeline_notebook, plan
+    looks, on = args.pop('dry_run'), args.pop('on')
     out = args.pop('out') or f"data/runs/pipeline_{args['task']}_{args['model_size']}{'_full' if args['full'] else ''}"
-    plan(**args)
+    wanted = plan(**args)
+    if looks:
+        from interlat.dryrun import look_at
+        return _say(*look_at(as_parameters(wanted, args['processes']), out, on))
     _execute(pipeline_notebook(), args, out, None, 'report.html')
 
 # %% ../nbs/23_run_cli.ipynb #23000015

@@ -103,6 +103,19 @@ def test_a_dry_run_finds_what_would_stop_a_run(tmp_path, monkeypatch):
     with pytest.raises(InterlatError, match='E03_table1.ipynb has no parameter n_trian'): dry_run(E03, dict(n_trian=1), tmp_path/'run')
 
 
+def test_a_dry_run_of_the_pipeline(tmp_path, monkeypatch):
+    from interlat.dryrun import look_at
+    from interlat.pipeline import as_parameters
+    monkeypatch.setenv('ALFWORLD_DATA', str(tmp_path/'games'))
+    wrong = [c.what for c in look_at(as_parameters(plan('alfworld', 'small', full=True)), tmp_path, 'h100')[0] if not c.fine]
+    assert wrong[:4] == ['sender', 'actor', 'data train', 'data valid_unseen'] # no network, no games
+    for task in TASKS:
+        assert all(c.fine for c in look_at(as_parameters(plan(task)), tmp_path, 'cpu')[0])
+        for size, n in (('small', 1), ('large', 1), ('large', 8)):
+            told = budget(as_parameters(plan(task, size, True, processes=n), n), device('h100'))
+            assert told.memory_gb < 80, (task, size, n, told)
+
+
 def test_a_model_that_cannot_chat_can_be_no_actor(tmp_path):
     from interlat.lm import load_lm
     lm, tok = load_lm('tiny-qwen2', device='cpu')
