@@ -115,8 +115,17 @@ def test_what_a_cluster_does_not_know_is_one_line(sweep_file, tmp_path):
         run_sweep(read_sweep(sweep_file(text='grid: {lr: [0.1]}\nslurm: {flavour: 5}')), tmp_path/'out', 'local')
 
 
-def test_the_sweep_that_comes_along_is_one(tmp_path):
-    for file in (ROOT/'nbs'/'experiments').glob('*sweep*.yaml'): assert len(read_sweep(file)) >= 6
+def test_the_sweep_that_comes_along_is_one():
+    sweep = read_sweep(ROOT/'nbs'/'experiments'/'E01_sweep.yaml')
+    assert len(sweep) == 6 and sweep.varied == ['sender', 'seed']
+
+
+def test_every_file_that_a_command_names_is_there():
+    "In README and pages: notebooks, parameter files and sweeps."
+    import re
+    text = '\n'.join(p.read_text(encoding='utf-8') for p in (ROOT/'README.md', ROOT/'CONTRIBUTING.md', *(ROOT/'nbs'/'pages').glob('*.ipynb')))
+    named = set(re.findall(r'nbs/experiments/[\w.-]+\.(?:ipynb|yaml)', text))
+    assert len(named) > 10 and [n for n in named if not (ROOT/n).exists()] == []
 
 
 def test_names_of_runs_are_theirs_alone():
