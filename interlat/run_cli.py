@@ -76,8 +76,8 @@ def _told(out, metric='', x='', colour=''):
     from interlat.look import save_figure
     table = gather(out)
     fig = sweep_figure(table, metric, x, colour)
-    save_figure(fig, Path(out)/'sweep')
-    print(f"{out}/results.csv: {len(table)} numbers; {out}/runs.csv: times, memory, revisions; {out}/sweep.png: {fig.layout.title.text}")
+    save_figure(fig, Path(out)/'results')
+    print(f"{out}/results.csv: {len(table)} numbers; {out}/runs.csv: times, memory, revisions; {out}/results.png: {fig.layout.title.text}")
 
 def sweep(
     argv:list[str], # words of the command line, without `sweep`

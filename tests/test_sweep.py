@@ -52,7 +52,12 @@ def test_killed_half_way_and_started_again_it_finishes_only_the_rest(sweep_file,
     run_sweep(read_sweep(file), tmp_path/'whole', jobs=2)
     gather(tmp_path/'whole')
     assert (out/'results.csv').read_bytes() == (tmp_path/'whole'/'results.csv').read_bytes()
-    assert len(pd.read_csv(out/'results.csv')) == 12 and (out/'sweep.png').exists()
+    assert len(pd.read_csv(out/'results.csv')) == 12
+    raw, drawn = (out/'results.csv').read_bytes(), (out/'results.png').read_bytes()
+    third = start('gather', out, '--metric', 'parts/a', cwd=tmp_path) # again, with another number in the figure
+    said, err = third.communicate(timeout=120)
+    assert third.returncode == 0 and 'results.png: parts/a, by lr' in said, err
+    assert (out/'results.csv').read_bytes() == raw and (out/'results.png').read_bytes() != drawn
 
 
 @pytest.mark.parametrize('blow', [signal.SIGTERM, signal.SIGINT])
