@@ -55,7 +55,7 @@ def sweep_figure(
     x:str='', # parameter along the axis; empty: the first that is no seed
     colour:str='', # parameter that the colours tell apart; empty: the second that is no seed, if there is one
 ):
-    "Dots of the runs and a line through their means, one colour a value. Raises `InterlatError` for a metric or a parameter that is not there."
+    "Dots of the runs and their means, joined where the axis is of numbers; one colour a value. Raises `InterlatError` for a metric or a parameter that is not there."
     import plotly.graph_objects as go
     check_columns(table, ['metric', 'value'])
     known, names = list(dict.fromkeys(table.metric)), [c for c in table if c not in ('metric', 'value')]
@@ -67,10 +67,11 @@ def sweep_figure(
     if not x: raise InterlatError('the runs differ in nothing that could be drawn')
     colour = colour or (rest[0] if rest and 'seed' not in rest[0] else '')
     part = table[table.metric == metric]
-    if not pd.api.types.is_numeric_dtype(part[x]): part = part.assign(**{x: part[x].astype(str)})
+    words = not pd.api.types.is_numeric_dtype(part[x])
+    if words: part = part.assign(**{x: part[x].astype(str)})
     fig = go.Figure(layout=dict(template=look(), title=f"{metric}, by {x}"))
     for i, (name, group) in enumerate(part.groupby(colour, sort=False) if colour else [('', part)]):
         line, mean = list(PALETTE.values())[i % len(PALETTE)], _means(group, x)
         if len(group) > len(mean): fig.add_scatter(x=group[x], y=group.value, mode='markers', marker=dict(size=7, color=line, opacity=.45), showlegend=False, hovertemplate='%{y:.4g}<extra>a run</extra>')
-        fig.add_scatter(x=mean[x], y=mean.value, mode='lines+markers', name=f'{colour} {name}', line=dict(color=line, dash=('solid', 'dash', 'dot')[i // len(PALETTE) % 3]), marker=dict(size=10), hovertemplate='%{y:.4g}<extra>mean</extra>')
+        fig.add_scatter(x=mean[x], y=mean.value, mode='markers' if words else 'lines+markers', name=f'{colour} {name}', line=dict(color=line, dash=('solid', 'dash', 'dot')[i // len(PALETTE) % 3]), marker=dict(size=10), hovertemplate='%{y:.4g}<extra>mean</extra>')
     return fig.update_xaxes(title=x).update_yaxes(title=metric).update_layout(showlegend=bool(colour))
