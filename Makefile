@@ -9,6 +9,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PINS := constraints.txt settings.ini setup.py
 JOBS ?= 2
+# JupyterLab refuses root, whom a container has for its only user, unless it is told.
+JUPYTER = $(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root)
 
 # pip keeps its full story in .venv/pip.log; the terminal hears of large downloads and builds.
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --log $(VENV)/pip.log -c constraints.txt
@@ -40,10 +42,10 @@ test: $(VENV)/.dev stock ## run every test
 	@$(BIN)/python -m pytest -n $(JOBS)
 
 lab: $(VENV)/.lab ## open JupyterLab on the notebooks
-	@$(BIN)/jupyter lab nbs
+	@$(JUPYTER) nbs
 
 explore: $(VENV)/.lab ## open the explorer in JupyterLab
-	@$(BIN)/jupyter lab nbs/tutorials/explorer.ipynb
+	@$(JUPYTER) nbs/tutorials/explorer.ipynb
 
 export: $(VENV)/.dev ## write interlat/*.py from the notebooks, and clean the notebooks
 	@$(BIN)/nbdev_export
