@@ -7,7 +7,7 @@ __all__ = ['KNOWN', 'DEVICES', 'WORK', 'OFFICIAL', 'model_config', 'count_parame
            'write_cost', 'train_cost', 'student_cost', 'Budget', 'budget']
 
 # %% ../nbs/20g_budget.ipynb #20b90002
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 import time
 
@@ -178,6 +178,54 @@ def _games(params):
     splits = params.get('splits') or [params.get('split', 'valid_unseen')]
     return params.get('n_train') or OFFICIAL['train'], sum(params.get('n_eval') or OFFICIAL.get(s, 500) for s in splits)
 
+def _senders(p):
+    "Whose messages an experiment needs."
+    return [p['sender'], *([p['other_sender']] if 'cross_family' in p.get('conditions', ()) else [])]
+
+def _students(p):
+    "How many students an experiment trains."
+    if not p.get('K') or not p.get('student_steps'): return 0
+    return len(p.get('seeds', [0]))*(1 + len(p.get('ablations', []))) + len(p.get('more_K', [])) if 'student' in p else 1
+
+def _plays(p):
+    "How often each task is played: a condition in which nothing is drawn once, the others once a seed."
+    return sum(len(p.get('seeds', [0])) if is_drawn(BASELINES.get(c, c)) else 1 for c in p.get('conditions', ['latent']))
+
+# %% ../nbs/20g_budget.ipynb #20b90013
+def _writing(p, on, n, prompt, states, size):
+    "Parts for what senders write: of each a name and what it takes."
+    hub = {name for name in (*_senders(p), p['actor']) if name not in PRESETS and name not in PACKAGED}
+    yield 'models, from the hub', dict(disk=sum(2*count_parameters(model_config(name)) for name in hub))
+    for sender in _senders(p):
+        cost = write_cost(sender, n, prompt, states, p.get('batch_messages', 32), on, size)
+        yield f'messages of {Path(sender).name}', cost | dict(disk=n*states*model_config(sender).hidden_size*size)
+
+def _training(p, on, tokens, longest, prompt, states, how):
+    "Parts for what is trained."
+    how = dict(how)
+    accumulate, read, batch = how.pop('gradient_accumulation_steps', 1), p.get('prepended_length', 0), p.get('batch_size', 1)
+    def times(n, cost): return dict(memory=cost['memory'], seconds=n*cost['seconds'], disk=n*cost['disk'])
+    if p.get('sender_steps'): yield 'train the sender', train_cost(p['sender'], p['sender_steps'], batch, prompt + states, longest, on, 'none', accumulate, **how)
+    n, steps, baseline = len(p.get('training_seeds', [0])), p.get('train_steps', p.get('actor_steps', 0)), p.get('baseline_steps', 0)
+    for channel, name, steps in (('latent', 'the actor', steps), ('text', 'cot_full', baseline), ('none', 'no_cot', baseline), ('latent', 'cross_family', steps)):
+        if name != 'the actor' and name not in p.get('conditions', ()) or not steps: continue
+        more = (min(states, read or states), read) if channel != 'none' else (0, 0) # tokens of the message: on average, at most
+        cost = train_cost(p['actor'], steps, p.get('actor_batch_size', batch), tokens + more[0], longest + more[1], on, channel, accumulate, **how)
+        yield f'train {name}' + (f', {n} times' if n > 1 else ''), times(n, cost)
+    if n := _students(p):
+        how |= p.get('student_training', {})
+        accumulate, batch = how.pop('gradient_accumulation_steps', 1), batch if 'student' in p else 4
+        cost = student_cost(p.get('student', p['sender']), p['actor'], p['K'], p['student_steps'], batch, prompt, tokens + states, longest + states, on, accumulate, **how)
+        yield f"train {n} student{'s' if n > 1 else ''}", times(n, cost)
+
+def _evaluation(p, on, n, tokens, prompt, states, size):
+    "The part of the evaluation; other actors are held beside the first."
+    others = sum(c in p.get('conditions', ()) for c in ('cot_full', 'no_cot', 'cross_family'))*count_parameters(model_config(p['actor']))*size
+    n, batch = n*_plays(p), p.get('play_batch_size', 32)
+    if 'max_steps' in p: cost = write_cost(p['actor'], n, tokens//2, p['max_steps']*12, batch, on, size) # 12 tokens a command
+    else: cost = write_cost(p['actor'], n*p.get('n_samples', 1), prompt, states, batch, on, size)
+    yield 'evaluate', dict(memory=cost['memory'] + others, seconds=len(p.get('training_seeds', [0]))*cost['seconds'])
+
 def budget(
     params:dict, # of an experiment, as `check_parameters` gives them
     on:Device, # where it is to run
@@ -188,42 +236,8 @@ def budget(
     "What an experiment takes. Raises `InterlatError` for parameters that name no sender and no actor."
     p = _named(params)
     if missing := [k for k in ('sender', 'actor') if k not in p]: raise InterlatError(f"a budget needs the parameters sender and actor; there is no {missing[0]}")
-    how, rows = {**p.get('model_settings', {}), **p.get('training', {})}, []
-    how |= dict(processes=p.get('processes', 1))
-    n_train, n_eval = _games(p)
-    states, at_once, sent = p.get('max_new_tokens', 64), p.get('batch_messages', 32), 4 if on.name == 'cpu' else 2 # bytes of a number that is not trained
+    how = {**p.get('model_settings', {}), **p.get('training', {}), 'processes': p.get('processes', 1)}
+    (n_train, n_eval), states, sent = _games(p), p.get('max_new_tokens', 64), 4 if on.name == 'cpu' else 2 # bytes of a number that is not trained
     size = 4 if how.get('dtype', p.get('dtype', 'float32')) != 'bfloat16' and how['processes'] == 1 else sent # of an actor's, as it plays
-    def add(part, memory=0, seconds=0, disk=0): rows.append(dict(part=part, memory_gb=memory/1e9, hours=seconds/3600, disk_gb=disk/1e9))
-    names = {p['sender'], p['actor'], *([p['other_sender']] if 'cross_family' in p.get('conditions', ()) else [])}
-    add('models, from the hub', disk=sum(2*count_parameters(model_config(n)) for n in names if n not in PRESETS and n not in PACKAGED))
-    for sender in [p['sender'], *([p['other_sender']] if 'cross_family' in p.get('conditions', ()) else [])]:
-        cost = write_cost(sender, n_train + n_eval, prompt, states, at_once, on, sent)
-        add(f'messages of {Path(sender).name}', cost['memory'], cost['seconds'], (n_train + n_eval)*states*model_config(sender).hidden_size*sent)
-    accumulate = how.pop('gradient_accumulation_steps', 1)
-    if p.get('sender_steps'): add('train the sender', **train_cost(p['sender'], p['sender_steps'], p.get('batch_size', 1), prompt + states, longest, on, 'none', accumulate, **how))
-    trainings = len(p.get('training_seeds', [0]))
-    steps, batch = p.get('train_steps', p.get('actor_steps', 0)), p.get('actor_batch_size', p.get('batch_size', 1))
-    for channel, name, steps in (('latent', 'the actor', steps), ('text', 'cot_full', p.get('baseline_steps', 0)), ('none', 'no_cot', p.get('baseline_steps', 0)), ('latent', 'cross_family', steps)):
-        if name != 'the actor' and name not in p.get('conditions', ()) or not steps: continue
-        cost = train_cost(p['actor'], steps, batch, tokens + (min(states, p.get('prepended_length', states)) if channel != 'none' else 0), longest + (p.get('prepended_length', 0) if channel != 'none' else 0), on, channel, accumulate, **how)
-        add(f'train {name}' if trainings == 1 else f'train {name}, {trainings} times', cost['memory'], trainings*cost['seconds'], trainings*cost['disk'])
-    if students := _students(p):
-        more = how | p.get('student_training', {})
-        cost = student_cost(p.get('student', p['sender']), p['actor'], p['K'], p['student_steps'], p['batch_size'] if 'student' in p else 4, prompt, tokens + states, longest + states, on, more.pop('gradient_accumulation_steps', 1), **more)
-        add(f'train {students} student{"s" if students > 1 else ""}', cost['memory'], students*cost['seconds'], students*cost['disk'])
-    plays, words = _plays(p), 12
-    if 'max_steps' in p: cost = write_cost(p['actor'], n_eval*plays, tokens//2, p['max_steps']*words, p.get('play_batch_size', 32), on, size)
-    else: cost = write_cost(p['actor'], n_eval*plays*p.get('n_samples', 1), prompt, states, p.get('play_batch_size', 32), on, size)
-    more = sum(c in p.get('conditions', ()) for c in ('cot_full', 'no_cot', 'cross_family'))*count_parameters(model_config(p['actor']))*size # other actors beside the first
-    add('evaluate', cost['memory'] + more, trainings*cost['seconds'])
-    return Budget(pd.DataFrame(rows), on, how['processes'])
-
-def _students(p):
-    "How many students an experiment trains."
-    if not p.get('K') or not p.get('student_steps'): return 0
-    return len(p.get('seeds', [0]))*(1 + len(p.get('ablations', []))) + len(p.get('more_K', [])) if 'student' in p else 1
-
-def _plays(p):
-    "How often each task is played: conditions without anything random once, the others once a seed."
-    seeds = len(p.get('seeds', [0]))
-    return sum(seeds if any(w in c for w in ('noise', 'gauss', 'rot', 'cross_task', 'self_message')) else 1 for c in p.get('conditions', ['latent']))
+    parts = [*_writing(p, on, n_train + n_eval, prompt, states, sent), *_training(p, on, tokens, longest, prompt, states, how), *_evaluation(p, on, n_eval, tokens, prompt, states, size)]
+    return Budget(pd.DataFrame([dict(part=part, memory_gb=c.get('memory', 0)/1e9, hours=c.get('seconds', 0)/3600, disk_gb=c.get('disk', 0)/1e9) for part, c in parts]), on, how['processes'])

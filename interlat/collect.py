@@ -100,6 +100,7 @@ def write_plans(
     max_new_tokens:int=800, # most tokens of a plan, the end token included
     temperature:float=0., # 0: the most probable token each time
     seeds:list[int]|None=None, # one a prompt, needed if the temperature is not 0
+    generate=None, # function of ids (B, T), their mask and settings: the new ids (B, N); None: the model's own `generate`, which gives the prompts back too
 )->list[list[int]]: # ids of each plan, its end token included if it came to one
     "Continue each prompt, in one batch. Raises `InterlatError` for a bad temperature or length, or missing seeds."
     _check_writing(max_new_tokens, temperature)
@@ -108,8 +109,9 @@ def write_plans(
     config = greedy_config(model, tokenizer, max_new_tokens)
     ids, mask = pad_left(prompts, config.pad_token_id, model.device)
     sampler = LogitsProcessorList([RowSampler(temperature, seeds)] if temperature else [])
-    new = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=sampler)[:,ids.shape[1]:].tolist()
-    return [through_end(row, config.eos_token_id) for row in new]
+    def own(ids, mask, **settings): return model.generate(input_ids=ids, attention_mask=mask, **settings)[:,ids.shape[1]:]
+    new = (generate or own)(ids, mask, generation_config=config, logits_processor=sampler)
+    return [through_end(row, config.eos_token_id) for row in new.tolist()]
 
 # %% ../nbs/07_collect.ipynb #77934bb9
 @torch.no_grad()

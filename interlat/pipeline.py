@@ -111,7 +111,7 @@ def as_parameters(
     def steps(flags, n=p.n_train or OFFICIAL['train']): return flags.get('max_steps') or int(flags['num_train_epochs']*n/16)
     how = {k: p.train[k] for k in ('bf16', 'gradient_checkpointing', 'gradient_accumulation_steps', 'fsdp', 'lora', 'dtype', 'save_strategy') if k in p.train}
     return dict(sender=p.sender, actor=p.actor, data_path=p.data_path, made=p.made, n_train=p.n_train or 0, n_eval=p.n_eval or 0, split=p.split, train_steps=steps(p.train), batch_size=p.train['per_device_train_batch_size'],
-                prepended_length=p.train.get('prepended_length', p.states), max_new_tokens=p.states, K=p.K, student_steps=steps(p.compress), processes=processes, training=how, student_training=dict(fsdp=False, gradient_checkpointing=False, lora=p.compress.get('lora'), dtype=p.compress.get('dtype', 'float32')),
+                prepended_length=p.train.get('prepended_length', p.states), max_new_tokens=p.states, K=p.K, student_steps=steps(p.compress), processes=processes, training=how, student_training=dict(fsdp=False, gradient_checkpointing=False, lora=p.compress.get('lora'), dtype=p.compress.get('dtype', 'float32'), gradient_accumulation_steps=p.compress.get('gradient_accumulation_steps', 1)),
                 conditions=['latent', 'text', 'no_comm', 'cross_task', 'random_rot'], **(dict(max_steps=20) if p.task == 'alfworld' else dict(levels=[])))
 
 # %% ../nbs/22_pipeline.ipynb #22000012

@@ -6,7 +6,7 @@
 __all__ = ['PACKAGES', 'package_versions', 'git_state', 'machine', 'peak_memory']
 
 # %% ../nbs/19c_provenance.ipynb #19c00002
-import os, platform, subprocess, sys, threading
+import os, platform, subprocess, threading
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path

@@ -189,11 +189,11 @@ def plan_run(
     params:dict, # name -> value; what is missing keeps its default
     out:str|Path, # folder of the run, passed on as the parameter `out`
     figures:str|Path|None=None, # folder of the figures, passed on as `figures`
-)->dict: # the manifest, as far as it is known before the run
+)->dict: # the manifest, as far as it does not depend on where it runs
     "What a run would be, and nothing run. Raises `InterlatError` for bad parameters or a folder with another run in it."
     folders = {name: str(Path(folder).resolve()) for name, folder in (('out', out), ('figures', figures)) if folder is not None}
     params = check_parameters(notebook, params | folders)
-    manifest = dict(notebook=str(notebook), parameters=params, git=git_state(Path(notebook).parent), machine=machine(), packages=package_versions())
+    manifest = dict(notebook=str(notebook), parameters=params, git=git_state(Path(notebook).parent))
     _claim(out, manifest)
     return manifest
 
@@ -217,7 +217,7 @@ def run_notebook(
 )->dict: # the manifest, as `<out>/manifest.json` has it
     """Run an experiment: the executed copy, `manifest.json` and whatever the notebook writes go to `out`.
     Raises `InterlatError` for bad parameters, a folder with another run in it or one that is in use, and `RunFailed` if the notebook fails."""
-    manifest, out = plan_run(notebook, params, out, figures), Path(out)
+    manifest, out = plan_run(notebook, params, out, figures) | dict(machine=machine(), packages=package_versions()), Path(out)
     out.mkdir(parents=True, exist_ok=True)
     with _alone(out):
         (out/'stages.jsonl').unlink(missing_ok=True)

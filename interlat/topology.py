@@ -10,13 +10,13 @@ __all__ = ['join_messages', 'part_spans', 'span_table', 'join_stores', 'relay_me
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 import torch
-from transformers import LogitsProcessorList
 
 from .core import *
 from .message import *
@@ -105,22 +105,17 @@ def relay_messages(
     seeds:list[int]|None=None, # one a prompt, needed if the temperature is not 0
 )->list[tuple]: # of each prompt: states (L, E) of the last layer, L token ids, the plan's text
     "Let the actor read a message and answer each chat, in one batch, and keep the states that it wrote from. Raises `InterlatError` for a message that it would not read to the end."
-    if max_new_tokens < 1 or temperature < 0: raise InterlatError(f"max_new_tokens must be 1 or more and temperature 0 or more, found {max_new_tokens} and {temperature}")
-    if temperature and len(seeds or []) != len(prompts): raise InterlatError(f"sampling needs a seed for each of the {len(prompts)} prompts, found {len(seeds or [])}")
     if long := [m for m in messages if len(m) > actor.settings['prepended_length']]:
         raise InterlatError(f"the message for {long[0].task_id!r} has {len(long[0])} states, and the relay reads {actor.settings['prepended_length']}; give it a larger prepended_length")
     lm, chats = actor.eval().base_model, [encode_chat(tokenizer, p, add_generation_prompt=True) for p in prompts]
     embeds, mask = pad_messages([message_embeds(actor, tokenizer, m) if len(m) else lm.get_input_embeddings().weight[:0] for m in messages])
     message = dict(insert_at=torch.tensor([c.insert_at for c in chats], device=lm.device), message_embeds=embeds, message_mask=mask)
-    config = greedy_config(lm, tokenizer, max_new_tokens)
-    ids, known = pad_left([c.input_ids for c in chats], config.pad_token_id, lm.device)
-    sampler = LogitsProcessorList([RowSampler(temperature, seeds)] if temperature else [])
-    plans = [through_end(y, config.eos_token_id) for y in actor.generate(ids, known, **message, generation_config=config, logits_processor=sampler).tolist()]
-    return [(h, y, tokenizer.decode(y, skip_special_tokens=True).strip()) for h, y in zip(_states(actor, chats, plans, message, config.pad_token_id), plans)]
+    plans = write_plans(lm, tokenizer, [c.input_ids for c in chats], max_new_tokens, temperature, seeds, partial(actor.generate, **message))
+    return [(h, y, tokenizer.decode(y, skip_special_tokens=True).strip()) for h, y in zip(_states(actor, chats, plans, message), plans)]
 
-def _states(actor, chats, plans, message, pad):
+def _states(actor, chats, plans, message):
     "The state from which each token of the plans is predicted: those before the last of the conversation, the message inside."
-    ids, known = pad_left([[*c.input_ids, *y[:-1]] for c, y in zip(chats, plans)], pad, actor.base_model.device)
+    ids, known = pad_left([[*c.input_ids, *y[:-1]] for c, y in zip(chats, plans)], 0, actor.base_model.device)
     s = actor.embed_chat(ids, known, **message, pad='left')
     z = actor.base_model.base_model(inputs_embeds=s.embeds, attention_mask=s.attention_mask, position_ids=s.position_ids, use_cache=False)[0]
     return [row[len(row)-len(y):].cpu().clone() for row, y in zip(z, plans)]

@@ -8,7 +8,6 @@ __all__ = ['SendArguments', 'send_store', 'ReceiveArguments', 'receive_store']
 # %% ../nbs/20f_transfer.ipynb #2f0a0002
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from .core import *
 from .basis import *
