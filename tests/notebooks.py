@@ -1,5 +1,5 @@
-"Reading the repository's notebooks, for the tests."
-import json, re
+"Reading the repository's notebooks, and making and running small ones, for the tests."
+import json, os, re, subprocess, sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,3 +24,17 @@ def module(path):
 def number(path):
     "The part of a notebook's name that orders it: `'04a'` of `04a_gamefile.ipynb`."
     return path.stem.split('_')[0]
+
+
+def write_experiment(path, body, params="seed = 0\nout = 'run'", kernel='python3'):
+    "An experiment of two cells: its parameters, and what it does."
+    import nbformat.v4 as nbf
+    cells = [nbf.new_code_cell(params, metadata=dict(tags=['parameters'])), nbf.new_code_cell(body)]
+    path.write_text(json.dumps(nbf.new_notebook(cells=cells, metadata=dict(kernelspec=dict(name=kernel, display_name=kernel, language='python')))))
+    return path
+
+
+def start_run(*args, cwd, stderr=subprocess.PIPE, **how):
+    "`interlat-run` with these words, in a process of its own."
+    code = 'from interlat.run_cli import main_run; main_run()'
+    return subprocess.Popen([sys.executable, '-c', code, *map(str, args)], cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=stderr, env=dict(os.environ, PYTHONPATH=str(ROOT)), **how)

@@ -2,11 +2,10 @@
 import json, socket, subprocess, sys
 
 import cast
-import nbformat.v4 as nbf
 import pandas as pd
 import pytest
 import torch
-from notebooks import ROOT
+from notebooks import ROOT, write_experiment
 
 from interlat import cli, run_cli
 from interlat.message import LatentMessage, MessageStore
@@ -242,9 +241,7 @@ def test_run_refuses(tmp_path, refused):
     assert 'notebook not found' in refused(run_cli.main_run, tmp_path/'x.ipynb', '--out', tmp_path/'run')
     assert 'is not a readable notebook' in refused(run_cli.main_run, tmp_path)
     assert 'parameter file not found' in refused(run_cli.main_run, tmp_path/'x.ipynb', '-f', tmp_path/'p.yaml')
-    cell = nbf.new_code_cell("n_games = 3\nout = 'run'", metadata=dict(tags=['parameters']))
-    spec = dict(name='python3', display_name='python3', language='python')
-    (tmp_path/'x.ipynb').write_text(json.dumps(nbf.new_notebook(cells=[cell], metadata=dict(kernelspec=spec))))
+    write_experiment(tmp_path/'x.ipynb', 'pass', "n_games = 3\nout = 'run'")
     assert 'has no parameter n_game; it has n_games, out' in refused(run_cli.main_run, tmp_path/'x.ipynb', '-p', 'n_game', '3', '--out', tmp_path/'run')
     assert 'n_games takes int values' in refused(run_cli.main_run, tmp_path/'x.ipynb', '-p', 'n_games', 'many', '--out', tmp_path/'run')
     assert 'has no parameter figures' in refused(run_cli.main_run, tmp_path/'x.ipynb', '--out', tmp_path/'run', '--figures', tmp_path)

@@ -1,8 +1,8 @@
 "The pipeline cut off and gone on with; budgets that stand in recipes; dry runs that find what would stop a run."
-import json, os, re, signal, subprocess, sys, time
+import json, re, subprocess, time
 
 import pytest
-from notebooks import ROOT
+from notebooks import ROOT, start_run
 
 from interlat.alfworld import generate_games
 from interlat.budget import KNOWN, budget, count_parameters, device, model_config, train_cost, write_cost
@@ -15,21 +15,16 @@ E03 = ROOT/'nbs'/'experiments'/'E03_table1.ipynb'
 TOLD = [f for f in sorted((ROOT/'nbs'/'experiments').glob('*.yaml')) if '# budget on' in f.read_text()]
 
 
-def command(*args, cwd):
-    code = 'from interlat.run_cli import main_run; main_run()'
-    return subprocess.Popen([sys.executable, '-c', code, *map(str, args)], cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=dict(os.environ, PYTHONPATH=str(ROOT)))
-
-
 def test_a_pipeline_that_is_killed_goes_on_at_its_stage(tmp_path):
     words = ('pipeline', '--task', 'math', '--model-size', 'tiny', '--limit', '6', '--out', tmp_path/'run')
-    first = command(*words, cwd=tmp_path)
+    first = start_run(*words, cwd=tmp_path, stderr=subprocess.STDOUT)
     mark = tmp_path/'run'/'stages'/'evaluate.json'
     while not mark.exists(): assert first.poll() is None; time.sleep(.1)
     first.kill()
     first.communicate()
     assert not (tmp_path/'run'/'report.html').exists() and json.loads((tmp_path/'run'/'manifest.json').read_text())['state'] == 'running'
     made = {p: p.stat().st_mtime_ns for p in (tmp_path/'run'/'actor').rglob('*') if p.is_file()}
-    second = command(*words, cwd=tmp_path)
+    second = start_run(*words, cwd=tmp_path, stderr=subprocess.STDOUT)
     said, _ = second.communicate(timeout=400)
     assert second.returncode == 0, said[-2000:]
     assert said.count('done before') >= 4 and 'report.html: what came out, as a page' in said # data, collect, train, evaluate
@@ -127,7 +122,7 @@ def test_a_model_that_cannot_chat_can_be_no_actor(tmp_path):
 
 def test_the_command_says_what_a_dry_run_found(tmp_path):
     for words, status, last in ((('-p', 'n_train', '48'), 0, 'about'), (('-f', E03.with_name('E03_table1_smollm2-135m.yaml')), 1, 'error: ')):
-        process = command(E03, '--dry_run', '--on', 'h100', '--out', tmp_path/'run', *words, cwd=tmp_path)
+        process = start_run(E03, '--dry_run', '--on', 'h100', '--out', tmp_path/'run', *words, cwd=tmp_path, stderr=subprocess.STDOUT)
         said, _ = process.communicate(timeout=120)
         assert process.returncode == status and said.strip().splitlines()[-1].startswith(last), said
     assert not (tmp_path/'run').exists()

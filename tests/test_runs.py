@@ -1,9 +1,8 @@
 "What a run leaves behind when it is killed, fails or is run twice, and whose kernel it uses."
-import json, os, signal, subprocess, sys, time
+import json, signal, subprocess, sys, time
 
-import nbformat.v4 as nbf
 import pytest
-from notebooks import ROOT
+from notebooks import start_run, write_experiment
 
 from interlat.core import InterlatError
 from interlat.runs import RunFailed, check_parameters, run_notebook
@@ -13,11 +12,7 @@ from interlat.runs import RunFailed, check_parameters, run_notebook
 def experiment(tmp_path):
     "Make an experiment notebook with the given body."
     def make(body, params="seed = 0\nout = 'run'", kernel='python3'):
-        cells = [nbf.new_code_cell(params, metadata=dict(tags=['parameters'])), nbf.new_code_cell(body)]
-        spec = dict(name=kernel, display_name=kernel, language='python')
-        path = tmp_path/'E00_x.ipynb'
-        path.write_text(json.dumps(nbf.new_notebook(cells=cells, metadata=dict(kernelspec=spec))))
-        return path
+        return write_experiment(tmp_path/'E00_x.ipynb', body, params, kernel)
     return make
 
 
@@ -62,31 +57,25 @@ def test_parameters_must_be_literals(experiment):
     with pytest.raises(InterlatError, match='must be literals'): check_parameters(experiment('1', 'seed = 1 + len([])'), {})
 
 
-def command(*args, cwd):
-    code = 'from interlat.run_cli import main_run; main_run()'
-    return [sys.executable, '-c', code, *map(str, args)], dict(cwd=cwd, text=True, env=dict(os.environ, PYTHONPATH=str(ROOT)))
-
-
 def test_command_line(experiment, tmp_path):
     path = experiment("print('seed', seed)")
-    args, kw = command(path, '-p', 'seed', '7', '--out', tmp_path/'run', cwd=tmp_path)
-    done = subprocess.run(args, capture_output=True, **kw)
-    assert done.returncode == 0 and 'seed 7' in done.stdout and 'manifest.json' in done.stdout
+    done = start_run(path, '-p', 'seed', '7', '--out', tmp_path/'run', cwd=tmp_path)
+    said, _ = done.communicate()
+    assert done.returncode == 0 and 'seed 7' in said and 'manifest.json' in said
     assert json.loads((tmp_path/'run'/'manifest.json').read_text())['parameters']['seed'] == 7
 
 
 def test_command_line_reports_a_failed_notebook_in_one_line(experiment, tmp_path):
-    args, kw = command(experiment('1/0'), '--out', tmp_path/'run', cwd=tmp_path)
-    failed = subprocess.run(args, capture_output=True, **kw)
+    failed = start_run(experiment('1/0'), '--out', tmp_path/'run', cwd=tmp_path)
+    _, err = failed.communicate()
     assert failed.returncode == 1
-    assert failed.stderr.strip().splitlines()[-1].startswith('error: ZeroDivisionError: division by zero')
+    assert err.strip().splitlines()[-1].startswith('error: ZeroDivisionError: division by zero')
 
 
 def test_an_interrupted_run_says_so(experiment, tmp_path):
     path = experiment("import time\nfrom pathlib import Path\nPath(out, 'started').touch()\ntime.sleep(60)")
-    args, kw = command(path, '--out', tmp_path/'run', cwd=tmp_path)
     ctrl_c_works = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) # a background job of a shell ignores it
-    process = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=ctrl_c_works, **kw)
+    process = start_run(path, '--out', tmp_path/'run', cwd=tmp_path, stderr=subprocess.STDOUT, preexec_fn=ctrl_c_works)
     while not (tmp_path/'run'/'started').exists():
         assert process.poll() is None
         time.sleep(0.1)

@@ -1,12 +1,11 @@
 "A sweep that is killed, fails, is changed or is handed to a cluster; and what is gathered of it."
-import json, os, signal, subprocess, sys, time
+import signal, time
 from importlib.util import find_spec
 from pathlib import Path
 
-import nbformat.v4 as nbf
 import pandas as pd
 import pytest
-from notebooks import ROOT
+from notebooks import ROOT, start_run, write_experiment
 
 from interlat.core import InterlatError
 from interlat.gather import gather
@@ -20,17 +19,10 @@ SLOW = "import json, time\nfrom pathlib import Path\ntime.sleep({seconds})\nPath
 def sweep_file(tmp_path):
     "Make a sweep of six runs of a small experiment."
     def make(body=SLOW.format(seconds=0), text='grid: {lr: [0.1, 0.2, 0.3], seed: [1, 2]}'):
-        cells = [nbf.new_code_cell("seed = 0\nlr = 0.1\nout = 'run'", metadata=dict(tags=['parameters'])), nbf.new_code_cell(body)]
-        spec = dict(name='python3', display_name='python3', language='python')
-        (tmp_path/'E00_x.ipynb').write_text(json.dumps(nbf.new_notebook(cells=cells, metadata=dict(kernelspec=spec))))
+        write_experiment(tmp_path/'E00_x.ipynb', body, "seed = 0\nlr = 0.1\nout = 'run'")
         (tmp_path/'sweep.yaml').write_text(f'notebook: E00_x.ipynb\n{text}\n')
         return tmp_path/'sweep.yaml'
     return make
-
-
-def start(*args, cwd, **kw):
-    code = 'from interlat.run_cli import main_run; main_run()'
-    return subprocess.Popen([sys.executable, '-c', code, *map(str, args)], cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(os.environ, PYTHONPATH=str(ROOT)), **kw)
 
 
 def finished(out): return [p.parent.name for p in out.glob('*/manifest.json') if read_manifest(p.parent).get('state') == 'done']
@@ -38,13 +30,13 @@ def finished(out): return [p.parent.name for p in out.glob('*/manifest.json') if
 
 def test_killed_half_way_and_started_again_it_finishes_only_the_rest(sweep_file, tmp_path):
     file, out = sweep_file(SLOW.format(seconds=1)), tmp_path/'out'
-    first = start('sweep', file, '--out', out, '--jobs', '2', cwd=tmp_path)
+    first = start_run('sweep', file, '--out', out, '--jobs', '2', cwd=tmp_path)
     while len(finished(out)) < 2: assert first.poll() is None; time.sleep(.1)
     first.kill()
     first.communicate(timeout=60)
     done = {name: (out/name/'manifest.json').read_bytes() for name in finished(out)}
     assert 2 <= len(done) < 6 and first.returncode != 0
-    second = start('sweep', file, '--out', out, '--jobs', '2', cwd=tmp_path)
+    second = start_run('sweep', file, '--out', out, '--jobs', '2', cwd=tmp_path)
     said, err = second.communicate(timeout=300)
     assert second.returncode == 0, err
     assert f'{len(done)} finished, {6 - len(done)} to run' in said and said.count(': done in') == 6 - len(done)
@@ -54,7 +46,7 @@ def test_killed_half_way_and_started_again_it_finishes_only_the_rest(sweep_file,
     assert (out/'results.csv').read_bytes() == (tmp_path/'whole'/'results.csv').read_bytes()
     assert len(pd.read_csv(out/'results.csv')) == 12
     raw, drawn = (out/'results.csv').read_bytes(), (out/'results.png').read_bytes()
-    third = start('gather', out, '--metric', 'parts/a', cwd=tmp_path) # again, with another number in the figure
+    third = start_run('gather', out, '--metric', 'parts/a', cwd=tmp_path) # again, with another number in the figure
     said, err = third.communicate(timeout=120)
     assert third.returncode == 0 and 'results.png: parts/a, by lr' in said, err
     assert (out/'results.csv').read_bytes() == raw and (out/'results.png').read_bytes() != drawn
@@ -63,7 +55,7 @@ def test_killed_half_way_and_started_again_it_finishes_only_the_rest(sweep_file,
 @pytest.mark.parametrize('blow', [signal.SIGTERM, signal.SIGINT])
 def test_an_interrupted_sweep_takes_its_runs_along(sweep_file, tmp_path, blow):
     out = tmp_path/'out'
-    process = start('sweep', sweep_file(SLOW.format(seconds=600), 'grid: {seed: [1]}'), '--out', out, cwd=tmp_path, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    process = start_run('sweep', sweep_file(SLOW.format(seconds=600), 'grid: {seed: [1]}'), '--out', out, cwd=tmp_path, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     while not (out/'seed=1'/'stages.jsonl').exists() and read_manifest(out/'seed=1').get('state') != 'running': assert process.poll() is None; time.sleep(.1)
     time.sleep(2)
     process.send_signal(blow)
@@ -76,7 +68,7 @@ def test_an_interrupted_sweep_takes_its_runs_along(sweep_file, tmp_path, blow):
 def test_a_failed_run_is_told_and_run_again(sweep_file, tmp_path):
     file = sweep_file(text='grid: {lr: [0.1, 0.3], seed: [2]}', body=f"from pathlib import Path\nif lr > .25 and seed == 2 and not (Path(out).parent.parent/'cure').exists(): 1/0\n{SLOW.format(seconds=0)}")
     for status, told in ((1, 'error: 1 of 2 runs are not done, lr=0.3,seed=2 the first'), (0, '')):
-        process = start('sweep', file, '--out', tmp_path/'out', cwd=tmp_path)
+        process = start_run('sweep', file, '--out', tmp_path/'out', cwd=tmp_path)
         said, err = process.communicate(timeout=300)
         assert process.returncode == status and told in err
         assert len(pd.read_csv(tmp_path/'out'/'results.csv')) == (2 if status else 4)
