@@ -92,7 +92,7 @@ bench: $(VENV)/.dev stock ## measure every speed claim again, into data/benchmar
 
 fixture: ## keep a part of the last demo as the session that comes with the package
 	@rm -rf interlat/assets/session
-	@$(BIN)/python -c "from interlat.session import *; print(copy_session(open_session('data/runs/demo'), 'interlat/assets/session'))"
+	@$(BIN)/python -c "from interlat.instruments.session import *; print(copy_session(open_session('data/runs/demo'), 'interlat/assets/session'))"
 
 prepare: export readme pages ## what to run before a commit
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pandas as pd
 import psutil
 
-from interlat.core import InterlatError, cli, write_atomic
-from interlat.provenance import git_state, machine, package_versions
+from interlat.core.basics import InterlatError, cli, write_atomic
+from interlat.runs.provenance import git_state, machine, package_versions
 
 HERE = Path(__file__).parent
 

@@ -3,23 +3,23 @@
     python benchmarks/budget.py [--out FILE]
 
 Writing 32 messages of 64 states with tiny-qwen2 and with a random Qwen2 of 8 layers and width 512, and 2 training steps of each. `ratio` is measured over told:
-the estimator is meant to be right within about a factor of two, no better. Memory is held against in nbs/12a_memory.ipynb."""
+the estimator is meant to be right within about a factor of two, no better. Memory is held against in nbs/06_training/03_memory.ipynb."""
 import argparse, json, tempfile, time
 from pathlib import Path
 
 import torch
 
-from interlat.alfworld import generate_games
-from interlat.budget import measured_cpu, train_cost, write_cost
-from interlat.collect import collect, generate_messages
-from interlat.core import cli, write_atomic
-from interlat.household import game_task
-from interlat.lm import encode_chat, load_lm, load_tokenizer
-from interlat.message import MessageStore
-from interlat.provenance import machine
-from interlat.recipe import actor_for
-from interlat.settings import ActorArguments
-from interlat.train import actor_trainer
+from interlat.games.alfworld import generate_games
+from interlat.runs.budget import measured_cpu, train_cost, write_cost
+from interlat.agents.collect import collect, generate_messages
+from interlat.core.basics import cli, write_atomic
+from interlat.games.household import game_task
+from interlat.agents.lm import encode_chat, load_lm, load_tokenizer
+from interlat.messages.message import MessageStore
+from interlat.runs.provenance import machine
+from interlat.training.recipes import actor_for
+from interlat.training.settings import ActorArguments
+from interlat.training.actor_trainer import actor_trainer
 
 
 def clock(work):

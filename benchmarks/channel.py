@@ -12,11 +12,11 @@ from pathlib import Path
 
 import torch
 
-from interlat.channel import connect, listen
-from interlat.core import cli, write_atomic
-from interlat.mailbox import Expected
-from interlat.message import LatentMessage
-from interlat.runs import machine
+from interlat.messages.channel import connect, listen
+from interlat.core.basics import cli, write_atomic
+from interlat.messages.mailbox import Expected
+from interlat.messages.message import LatentMessage
+from interlat.runs.notebook import machine
 
 CODECS = ('float32', 'bfloat16', 'int8')
 SIDES = ('plain', *(f'{way} {codec}' for way in ('socket', 'folder') for codec in CODECS))

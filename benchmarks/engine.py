@@ -4,11 +4,11 @@ from pathlib import Path
 
 import psutil
 
-from interlat.alfworld import GameEnv, find_games, game_id, generate_games, read_game
-from interlat.core import cli, write_atomic
-from interlat.gamebatch import GameBatch
-from interlat.oracle import RandomPlayer, mixed_games
-from interlat.runs import machine
+from interlat.games.alfworld import GameEnv, find_games, game_id, generate_games, read_game
+from interlat.core.basics import cli, write_atomic
+from interlat.games.batch import GameBatch
+from interlat.games.oracle import RandomPlayer, mixed_games
+from interlat.runs.notebook import machine
 
 STEPS = 20 # commands in each game of the comparison
 

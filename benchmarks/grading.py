@@ -16,13 +16,13 @@ from collections import Counter
 from decimal import Decimal
 from pathlib import Path
 
-from interlat.answers import normalize_answer, read_answer
-from interlat.boxed import extract_boxed
-from interlat.core import InterlatError, check_file, cli, write_atomic
-from interlat.crew import Crew
-from interlat.mathtask import MEMORY, Grader, grade_counts, warm
-from interlat.runs import machine
-from interlat.values import math_verify_alone, plain_number, take_apart
+from interlat.maths.answers import normalize_answer, read_answer
+from interlat.maths.boxed import extract_boxed
+from interlat.core.basics import InterlatError, check_file, cli, write_atomic
+from interlat.core.crew import Crew
+from interlat.maths.grade import MEMORY, Grader, grade_counts, warm
+from interlat.runs.notebook import machine
+from interlat.maths.values import math_verify_alone, plain_number, take_apart
 
 
 def problems(path):

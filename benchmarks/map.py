@@ -12,17 +12,17 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from interlat.actor import ModelWithInsertedHiddenState
-from interlat.answering import Completion
-from interlat.core import cli, write_atomic
-from interlat.lm import load_tokenizer, message_token_ids
-from interlat.mathtask import Grade
-from interlat.message import LatentMessage, MessageStore
-from interlat.questions import AnswerLog
-from interlat.runs import machine
-from interlat.session import save_session
-from interlat.tasks import Task
-from interlat.tiny import tiny_lm
+from interlat.agents.actor import ModelWithInsertedHiddenState
+from interlat.evaluation.answering import Completion
+from interlat.core.basics import cli, write_atomic
+from interlat.agents.lm import load_tokenizer, message_token_ids
+from interlat.maths.grade import Grade
+from interlat.messages.message import LatentMessage, MessageStore
+from interlat.evaluation.questions import AnswerLog
+from interlat.runs.notebook import machine
+from interlat.instruments.session import save_session
+from interlat.core.tasks import Task
+from interlat.agents.tiny import tiny_lm
 
 PLAN = 'take mug 1 from shelf 2, clean mug 1 with sinkbasin 1, move mug 1 to desk 1, take pen 1 from bed 1, move pen 1 to desk 1.'
 
@@ -56,8 +56,8 @@ def measure(folder, clicks=20):
     "Seconds of each part, in this process."
     t, found = time.perf_counter, {}
     start = t()
-    from interlat.explorer import Explorer
-    from interlat.session import open_session
+    from interlat.instruments.explorer import Explorer
+    from interlat.instruments.session import open_session
     session = open_session(folder)
     found['open'] = t() - start
     start = t()
@@ -74,7 +74,7 @@ def measure(folder, clicks=20):
     return found | {'click, median': statistics.median(took), 'click, slowest': max(took)}
 
 
-NOTEBOOK = "from interlat.explorer import Explorer\nexplorer = Explorer({folder!r}, method='pca')\nexplorer"
+NOTEBOOK = "from interlat.instruments.explorer import Explorer\nexplorer = Explorer({folder!r}, method='pca')\nexplorer"
 
 
 CLOCK = """window.took = null; let pressed = 0; addEventListener('mousedown', () => pressed = performance.now(), {capture: true, once: true})

@@ -7,16 +7,16 @@ import argparse, json, tempfile, time
 
 import torch
 
-from interlat.actor import ModelWithInsertedHiddenState
-from interlat.alfworld import generate_games
-from interlat.collect import generate_messages, greedy_config
-from interlat.core import write_atomic
-from interlat.decode import Speaker
-from interlat.household import game_task
-from interlat.lm import add_message_tokens, encode_chat, load_lm
-from interlat.message import LatentMessage
-from interlat.rollout import rollout
-from interlat.runs import machine
+from interlat.agents.actor import ModelWithInsertedHiddenState
+from interlat.games.alfworld import generate_games
+from interlat.agents.collect import generate_messages, greedy_config
+from interlat.core.basics import write_atomic
+from interlat.agents.decode import Speaker
+from interlat.games.household import game_task
+from interlat.agents.lm import add_message_tokens, encode_chat, load_lm
+from interlat.messages.message import LatentMessage
+from interlat.evaluation.rollout import rollout
+from interlat.runs.notebook import machine
 
 class Generate(Speaker):
     "What everybody writes first: encode the whole conversation and call `generate`, one game after the other."

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from interlat.core import InterlatError, cli, write_atomic
-from interlat.message import LatentMessage, MessageStore
-from interlat.runs import machine
+from interlat.core.basics import InterlatError, cli, write_atomic
+from interlat.messages.message import LatentMessage, MessageStore
+from interlat.runs.notebook import machine
 
 STATES = pa.list_(pa.list_(pa.float32()))
 

@@ -16,11 +16,11 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from interlat.actor import ModelWithInsertedHiddenState
-from interlat.core import InterlatError, cli, set_seed, write_atomic
-from interlat.curriculum import mix, resample_length
-from interlat.objective import Objective
-from interlat.runs import machine
+from interlat.agents.actor import ModelWithInsertedHiddenState
+from interlat.core.basics import InterlatError, cli, set_seed, write_atomic
+from interlat.training.curriculum import mix, resample_length
+from interlat.training.objective import Objective
+from interlat.runs.notebook import machine
 
 WEIGHTS = dict(task=1., separation=1., alignment=.2)
 

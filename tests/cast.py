@@ -2,17 +2,17 @@
 import subprocess, sys
 from pathlib import Path
 
-from interlat.core import *
-from interlat.message import *
-from interlat.alfworld import *
-from interlat.household import *
-from interlat.lm import *
-from interlat.tiny import *
+from interlat.core.basics import *
+from interlat.messages.message import *
+from interlat.games.alfworld import *
+from interlat.games.household import *
+from interlat.agents.lm import *
+from interlat.agents.tiny import *
 
 
 def questions(n=6, split='test'):
-    from interlat.mathgen import generate_problems
-    from interlat.problems import problem_task
+    from interlat.maths.generate import generate_problems
+    from interlat.maths.problems import problem_task
     return [problem_task(p) for p in generate_problems(n, split)]
 
 
@@ -40,7 +40,7 @@ def random_lm(family='qwen2', width=16, vocab=50, seed=0, **kw):
 
 
 def actor(base, tokenizer, seed=0):
-    from interlat.actor import ModelWithInsertedHiddenState
+    from interlat.agents.actor import ModelWithInsertedHiddenState
     bop, eop = message_token_ids(tokenizer)
     width = base.config.hidden_size
     a = ModelWithInsertedHiddenState(base, prepended_length=40, hidden_size=width, bop_id=bop, eop_id=eop, seed=seed)

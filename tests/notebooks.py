@@ -3,7 +3,7 @@ import json, os, re, subprocess, sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-LIBRARY = sorted(p for p in (ROOT/'nbs').glob('*.ipynb') if p.name != 'index.ipynb')
+LIBRARY = sorted((ROOT/'nbs').glob('[0-9]*/*.ipynb'))
 EXPERIMENTS = sorted((ROOT/'nbs'/'experiments').glob('*.ipynb'))
 TUTORIALS = sorted((ROOT/'nbs'/'tutorials').glob('T*.ipynb'))
 PAGES = sorted((ROOT/'nbs'/'pages').glob('*.ipynb'))
@@ -16,14 +16,14 @@ def cells(path):
 
 
 def module(path):
-    "Name of the module that a library notebook exports."
-    m = re.match(r'#\| default_exp (\w+)\s*$', cells(path)[0]['source'])
+    "Name of the module that a library notebook exports: `'games.engine'`."
+    m = re.match(r'#\| default_exp ([\w.]+)\s*$', cells(path)[0]['source'])
     return m and m[1]
 
 
-def number(path):
-    "The part of a notebook's name that orders it: `'04a'` of `04a_gamefile.ipynb`."
-    return path.stem.split('_')[0]
+def room(path):
+    "What orders the notebooks, and names one: `'03_games/02_engine'`."
+    return path.relative_to(ROOT/'nbs').with_suffix('').as_posix()
 
 
 def write_experiment(path, body, params="seed = 0\nout = 'run'", kernel='python3'):
@@ -36,5 +36,5 @@ def write_experiment(path, body, params="seed = 0\nout = 'run'", kernel='python3
 
 def start_run(*args, cwd, stderr=subprocess.PIPE, **how):
     "`interlat-run` with these words, in a process of its own."
-    code = 'from interlat.run_cli import main_run; main_run()'
+    code = 'from interlat.runs.cli import main_run; main_run()'
     return subprocess.Popen([sys.executable, '-c', code, *map(str, args)], cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=stderr, env=dict(os.environ, PYTHONPATH=str(ROOT)), **how)

@@ -7,14 +7,14 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from interlat.accuracy import *
-from interlat.answering import Completion
-from interlat.core import InterlatError
-from interlat.mathtask import Grade
-from interlat.questions import SAMPLES, AnswerLog, read_answers
-from interlat.stats import wilson
-from interlat.summary import effects, paired, summarise
-from interlat.tasks import Task
+from interlat.evaluation.accuracy import *
+from interlat.evaluation.answering import Completion
+from interlat.core.basics import InterlatError
+from interlat.maths.grade import Grade
+from interlat.evaluation.questions import SAMPLES, AnswerLog, read_answers
+from interlat.core.stats import wilson
+from interlat.evaluation.summary import effects, paired, summarise
+from interlat.core.tasks import Task
 
 
 def frame(*rows, **kw):

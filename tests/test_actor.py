@@ -6,10 +6,10 @@ from cast import pair
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Trainer, TrainingArguments
 
-from interlat.actor import *
-from interlat.core import InterlatError
-from interlat.lora import add_lora, trainable_state
-from interlat.message import pad_messages
+from interlat.agents.actor import *
+from interlat.core.basics import InterlatError
+from interlat.agents.lora import add_lora, trainable_state
+from interlat.messages.message import pad_messages
 
 GOLDEN = Path(__file__).resolve().parents[2]/'shared'/'golden'
 needs_golden = pytest.mark.skipif(not GOLDEN.exists(), reason='golden files not at hand')

@@ -2,7 +2,7 @@
 from pathlib import Path
 import pytest, torch
 from safetensors.torch import load_file
-from interlat.adapter import AdaptiveProjection, HiddenStateProcessor
+from interlat.agents.adapter import AdaptiveProjection, HiddenStateProcessor
 
 FIXTURE = Path(__file__).parent/'fixtures'/'adapter.safetensors'
 SHARED = Path(__file__).parents[2]/'shared'/'golden'

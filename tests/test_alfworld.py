@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from interlat.alfworld import TASK_TYPES, expert_turns, find_games, generate_games, plan_text, read_game
-from interlat.core import InterlatError
-from interlat.gamefile import parse_game
-from interlat.generate import certify
+from interlat.games.alfworld import TASK_TYPES, expert_turns, find_games, generate_games, plan_text, read_game
+from interlat.core.basics import InterlatError
+from interlat.games.gamefile import parse_game
+from interlat.games.generate import certify
 
 ARCHIVE = Path(__file__).resolve().parents[2]/'shared'/'data'/'alfworld_json_2.1.1.tar.xz'
 

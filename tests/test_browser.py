@@ -67,7 +67,7 @@ def test_the_view_is_saved(shown):
 def test_kept_figures_are_pages_that_draw(shown):
     page = shown.folder/'view'/'actions.html'
     if not page.exists():
-        from interlat.explorer import Explorer
+        from interlat.instruments.explorer import Explorer
         Explorer(progress=False).save(page.parent)
     with chromium(900, 600) as browser:
         browser.driver.get(page.as_uri())
@@ -75,7 +75,7 @@ def test_kept_figures_are_pages_that_draw(shown):
 
 
 def test_the_page_for_people_without_jupyter(tmp_path):
-    from interlat.page import write_page
+    from interlat.instruments.page import write_page
     page = write_page(None, tmp_path/'page.html', n=4, steps=2, progress=False)
     bars = lambda b: b.js("return document.getElementById('actions').data[1].x.map(v => Math.round(100*v))")
     with chromium(1300, 1800) as b:

@@ -8,12 +8,12 @@ import psutil, pytest, torch
 from hypothesis import given, settings, strategies as st
 from notebooks import ROOT
 
-from interlat.basis import fit_basis
-from interlat.channel import connect, listen
-from interlat.core import InterlatError
-from interlat.mailbox import Expected, Inbox, Outbox
-from interlat.message import LatentMessage, MessageStore
-from interlat.packet import CODECS, END_PACKET, _seal
+from interlat.messages.basis import fit_basis
+from interlat.messages.channel import connect, listen
+from interlat.core.basics import InterlatError
+from interlat.messages.mailbox import Expected, Inbox, Outbox
+from interlat.messages.message import LatentMessage, MessageStore
+from interlat.messages.packet import CODECS, END_PACKET, _seal
 
 SMALL = 8 # width of the messages here
 
@@ -59,7 +59,7 @@ def wait(what, seconds=20):
 
 def process(code, *words):
     "Python code in a process of its own, its output in a pipe."
-    start = 'import sys, time, torch\nfrom interlat.channel import *\nfrom interlat.mailbox import *\nfrom interlat.message import *\nfrom test_channel import message\n'
+    start = 'import sys, time, torch\nfrom interlat.messages.channel import *\nfrom interlat.messages.mailbox import *\nfrom interlat.messages.message import *\nfrom test_channel import message\n'
     env = os.environ | dict(PYTHONPATH=f"{ROOT}{os.pathsep}{ROOT/'tests'}")
     return subprocess.Popen([sys.executable, '-c', start + code, *map(str, words)], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from notebooks import ROOT, write_experiment
 
-from interlat import cli, run_cli
-from interlat.message import LatentMessage, MessageStore
+from interlat.commands import cli
+from interlat.runs import cli as run_cli
+from interlat.messages.message import LatentMessage, MessageStore
 
 
 def call(main, monkeypatch, capsys, *argv):
@@ -106,11 +107,11 @@ def test_arguments_come_from_a_file_too(tmp_path, monkeypatch, capsys):
 
 def test_training_takes_the_original_codes_flags(world, tmp_path, monkeypatch, capsys):
     "On the command line and in a file."
-    from interlat.arguments import parse
-    from interlat.recipe import ActorConfig
-    from interlat.train import ActorArguments
-    from interlat.sources import SOURCES
-    from interlat.training import Messages
+    from interlat.core.arguments import parse
+    from interlat.training.recipes import ActorConfig
+    from interlat.training.actor_trainer import ActorArguments
+    from interlat.commands.sources import SOURCES
+    from interlat.commands.train import Messages
     given = dict(model_name_or_path='m', data_path='d.json', hidden_data_path='h', output_dir=str(tmp_path), num_train_epochs=3, plan_similarity_weight=.3,
                  random_contrast_weight=.05, prepended_length=900, warmup_ratio=.1, evaluation_strategy='no', model_max_length=512, bf16=False)
     (tmp_path/'a.json').write_text(json.dumps(given))
@@ -190,7 +191,7 @@ def test_eval_refuses(world, messages, tmp_path, refused):
 
 def receiver(*argv):
     "interlat-receive in a process of its own, and the address that it names."
-    code = "import sys; sys.argv[0] = 'interlat-receive'; from interlat.cli import main_receive; main_receive()"
+    code = "import sys; sys.argv[0] = 'interlat-receive'; from interlat.commands.cli import main_receive; main_receive()"
     p = subprocess.Popen([sys.executable, '-c', code, *map(str, argv)], env={'PYTHONPATH': str(ROOT)}, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     return p, p.stdout.readline().removeprefix('listening at ').strip()
 
@@ -249,7 +250,7 @@ def test_run_refuses(tmp_path, refused):
 
 
 def test_the_process_ends_with_status_2(tmp_path):
-    code = "import sys; sys.argv[0] = 'interlat-collect'; from interlat.cli import main_collect; main_collect()"
+    code = "import sys; sys.argv[0] = 'interlat-collect'; from interlat.commands.cli import main_collect; main_collect()"
     done = subprocess.run([sys.executable, '-c', code, 'chess'], cwd=tmp_path, env={'PYTHONPATH': str(ROOT)}, text=True, capture_output=True)
     assert done.returncode == 2
     assert done.stderr.strip() == 'error: the first word must be alfworld or math or custom, found chess; see interlat-collect --help'

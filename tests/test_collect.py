@@ -4,10 +4,10 @@ from pathlib import Path
 import pytest, torch
 
 import cast
-from interlat.collect import *
-from interlat.lm import encode_chat
-from interlat.message import MessageStore
-from interlat.tasks import Task
+from interlat.agents.collect import *
+from interlat.agents.lm import encode_chat
+from interlat.messages.message import MessageStore
+from interlat.core.tasks import Task
 
 WRITING = dict(max_new_tokens=10, progress=False)
 

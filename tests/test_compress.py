@@ -7,23 +7,23 @@ from notebooks import ROOT
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from interlat import cli
-from interlat.actor import ModelWithInsertedHiddenState
-from interlat.arguments import parse
-from interlat.collect import collect
-from interlat.compress import CompressionArguments, StudentCollator, StudentConfig, StudentDataset, compression_trainer, new_student
-from interlat.core import InterlatError
-from interlat.distill import Distillation
-from interlat.exchange import export_messages
-from interlat.lm import encode_chat, load_tokenizer
-from interlat.message import LatentMessage, MessageStore
-from interlat.reason import LatentStudent, collect_latents, latent_reason
-from interlat.tasks import save_conversations
-from interlat.trainer import TRAINED
-from interlat.sources import GameData
-from interlat.training import Messages, compress_from
+from interlat.commands import cli
+from interlat.agents.actor import ModelWithInsertedHiddenState
+from interlat.core.arguments import parse
+from interlat.agents.collect import collect
+from interlat.compression.compress import CompressionArguments, StudentCollator, StudentConfig, StudentDataset, compression_trainer, new_student
+from interlat.core.basics import InterlatError
+from interlat.compression.distill import Distillation
+from interlat.messages.exchange import export_messages
+from interlat.agents.lm import encode_chat, load_tokenizer
+from interlat.messages.message import LatentMessage, MessageStore
+from interlat.compression.reason import LatentStudent, collect_latents, latent_reason
+from interlat.core.tasks import save_conversations
+from interlat.training.trainer import TRAINED
+from interlat.commands.sources import GameData
+from interlat.commands.train import Messages, compress_from
 
-COMMAND = "import sys; sys.argv[0] = 'interlat-{0}'; from interlat.cli import main_{0}; main_{0}()"
+COMMAND = "import sys; sys.argv[0] = 'interlat-{0}'; from interlat.commands.cli import main_{0}; main_{0}()"
 PARTS = ('ce', 'preference', 'direction')
 
 
@@ -89,7 +89,7 @@ def test_two_processes_give_the_curve_of_one(world, tmp_path):
     "And its gradients; held-out rows that only fill the last batch are not counted."
     how = dict(max_steps=5, validation_split=.25, eval_strategy='steps', eval_steps=2, optim='sgd', learning_rate=.1) # AdamW would make steps of rounding
     trained(world, tmp_path/'one', **how)
-    assert pair(tmp_path/'run.py', 'from interlat.cli import main_compress; main_compress()', *flags(world, tmp_path/'two', per_device_train_batch_size=2, **how)).count('saved in') == 1
+    assert pair(tmp_path/'run.py', 'from interlat.commands.cli import main_compress; main_compress()', *flags(world, tmp_path/'two', per_device_train_batch_size=2, **how)).count('saved in') == 1
     one, two = (pd.read_csv(tmp_path/name/'log.csv').pivot_table(index='step', columns='part', values='value') for name in ('one', 'two'))
     assert {'loss', *PARTS, 'eval_loss', 'eval_loss_full', 'eval_loss_none', 'learning_rate', 'grad_norm'} <= set(one) and len(one) == 5
     pd.testing.assert_frame_equal(one, two, atol=1e-5, rtol=1e-4)

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-import interlat.crew
-from interlat.core import InterlatError
-from interlat.crew import Crew, TimedOut, WorkerDied
+import interlat.core.crew
+from interlat.core.basics import InterlatError
+from interlat.core.crew import Crew, TimedOut, WorkerDied
 
 
 def die(state, code): os._exit(code)
@@ -58,7 +58,7 @@ def test_starting_and_warming_up_is_not_the_jobs_time(me, crew):
 
 
 def test_a_worker_that_never_gets_ready_is_given_up(me, crew, monkeypatch):
-    monkeypatch.setattr(interlat.crew, 'START', 1.)
+    monkeypatch.setattr(interlat.core.crew, 'START', 1.)
     (_, answer), = crew(1, warm=me.warm_for_ever).each([(None, me.nap, (0,))], limit=5)
     assert isinstance(answer, TimedOut) and str(answer) == 'killed: it did not begin within 1 s'
 

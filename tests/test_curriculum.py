@@ -1,8 +1,8 @@
 "Order, lengths and randomness of the curriculum."
 import math
 import pytest, torch
-from interlat.core import InterlatError
-from interlat.curriculum import RATES, mix, resample_length, sample_rates
+from interlat.core.basics import InterlatError
+from interlat.training.curriculum import RATES, mix, resample_length, sample_rates
 
 def gen(seed=0): return torch.Generator().manual_seed(seed)
 

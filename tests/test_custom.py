@@ -3,9 +3,9 @@ import json, math
 
 import pytest
 
-from interlat.core import InterlatError
-from interlat.custom import Columns, load_custom
-from interlat.problems import Problem
+from interlat.core.basics import InterlatError
+from interlat.maths.custom import Columns, load_custom
+from interlat.maths.problems import Problem
 
 Q = dict(prompt='Which?', answer='this')
 MINE = Columns(prompt='question', answer='reply', plan='steps', solution='worked', known='hint', subject='topic', level='grade', id='key')

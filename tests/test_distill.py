@@ -6,13 +6,13 @@ from hypothesis import given, settings, strategies as st
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from interlat import objective as room
-from interlat.actor import ModelWithInsertedHiddenState
-from interlat.core import InterlatError
-from interlat.distill import Distillation, direction_rows, entropy, information_weights, preference_rows
-from interlat.losses import log_probs
-from interlat.pack import ATTENTION
-from interlat.reason import LatentStudent
+from interlat.training import objective as room
+from interlat.agents.actor import ModelWithInsertedHiddenState
+from interlat.core.basics import InterlatError
+from interlat.compression.distill import Distillation, direction_rows, entropy, information_weights, preference_rows
+from interlat.training.losses import log_probs
+from interlat.training.packing import ATTENTION
+from interlat.compression.reason import LatentStudent
 
 PARTS = ('ce', 'preference', 'direction')
 

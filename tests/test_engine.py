@@ -3,10 +3,10 @@ import json, shutil
 
 import pytest
 
-from interlat.alfworld import GameEnv, find_games, generate_games, map_text, plan_text, read_game, task_type
-from interlat.core import InterlatError
-from interlat.engine import NativeEngine
-from interlat.gamefile import parse_game
+from interlat.games.alfworld import GameEnv, find_games, generate_games, map_text, plan_text, read_game, task_type
+from interlat.core.basics import InterlatError
+from interlat.games.engine import NativeEngine
+from interlat.games.gamefile import parse_game
 
 GRAMMAR = 'template :: "move {o} to {r}" "rhs": "Your task is to: put two mug in shelf."'
 TWO = """(:goal (and (exists (?r - receptacle) (exists (?o1 - object) (and (objectType ?o1 MugType) (receptacleType ?r ShelfType)

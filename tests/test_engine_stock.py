@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from interlat.alfworld import GameEnv, TASK_TYPES, find_games, generate_games, read_game, task_type
-from interlat.core import InterlatError
-from interlat.gamebatch import GameBatch
-from interlat.oracle import KINDS, compare, replay_rows
+from interlat.games.alfworld import GameEnv, TASK_TYPES, find_games, generate_games, read_game, task_type
+from interlat.core.basics import InterlatError
+from interlat.games.batch import GameBatch
+from interlat.games.oracle import KINDS, compare, replay_rows
 
 pytest.importorskip('textworld', reason='the stock engine is not installed: `make test` brings it')
 pytest.importorskip('alfworld', reason='the stock engine is not installed: `make test` brings it')

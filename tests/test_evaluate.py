@@ -7,16 +7,16 @@ import pytest
 import torch
 
 import cast
-import interlat.gamebatch
-from interlat.alfworld import GameEnv
-from interlat.collect import collect
-from interlat.core import InterlatError
-from interlat.evaluate import *
-from interlat.gamelog import *
-from interlat.message import MessageStore
-from interlat.perturb import VARIANTS
-from interlat.rollout import Episode
-from interlat.summary import *
+import interlat.games.batch
+from interlat.games.alfworld import GameEnv
+from interlat.agents.collect import collect
+from interlat.core.basics import InterlatError
+from interlat.evaluation.evaluate import *
+from interlat.evaluation.log import *
+from interlat.messages.message import MessageStore
+from interlat.messages.perturb import VARIANTS
+from interlat.evaluation.rollout import Episode
+from interlat.evaluation.summary import *
 
 CONDITIONS = ['latent', 'no_comm', 'cross_task', 'white_noise', 'no_cot']
 SHORT = dict(max_new_tokens=5, max_steps=3, progress=False)
@@ -83,7 +83,7 @@ def test_a_game_that_breaks_is_an_error_row(tmp_path, monkeypatch):
         def step(self, command):
             if str(self.game_file) == games[1].source: raise RuntimeError('pipe, "closed"\nagain')
             return super().step(command)
-    monkeypatch.setattr(interlat.gamebatch, 'GameEnv', Breaks)
+    monkeypatch.setattr(interlat.games.batch, 'GameEnv', Breaks)
     got = evaluate(actor, tok, games, store, ['latent', 'no_comm'], tmp_path/'out', **SHORT)
     broken = got[got.game_id == games[1].task_id]
     assert broken.error.tolist() == ['RuntimeError: pipe, "closed" again']*2 and broken.won.tolist() == [None, None]
@@ -141,7 +141,7 @@ def test_seeds_are_played_where_something_is_drawn_and_added_later(tmp_path):
 def test_every_condition_of_the_paper_plays(tmp_path):
     (actor, tok, games, store), _ = crew(tmp_path, 12)
     other = collect(cast.lm(tok, hidden_size=48), tok, games, MessageStore(tmp_path/'other', sender='another family'), max_new_tokens=7, progress=False)
-    from interlat.actor import ModelWithInsertedHiddenState
+    from interlat.agents.actor import ModelWithInsertedHiddenState
     wide = ModelWithInsertedHiddenState(cast.lm(tok), prepended_length=40, hidden_size=32, input_size=48, seed=2)
     actors = dict(no_cot=cast.actor(cast.lm(tok), tok, 1), cot_full=wide, cross_family=Contender(wide, 'cross_family', other))
     conditions = [*VARIANTS, 'no_cot', 'cot_full']
@@ -175,7 +175,7 @@ def test_sampling_is_drawn_for_every_condition_and_seed(tmp_path, monkeypatch):
     def play(actor, tokenizer, games, messages, channel, **kw):
         calls.append((channel, kw['temperature'], kw['seed'], kw['batch_size']))
         for i, g in enumerate(games): yield i, Episode(g.task_id, g.task_type, won=True, steps=1, actions=['look'], unparsable=1)
-    monkeypatch.setattr(interlat.evaluate, 'play', play)
+    monkeypatch.setattr(interlat.evaluation.evaluate, 'play', play)
     def go(out, **kw): return evaluate(actor, tok, games, store, ['latent', 'no_cot'], tmp_path/out, actors, seeds=(4, 7), batch_size=3, progress=False, **kw)
     warm = go('warm', temperature=.7)
     assert calls == [(c, .7, s, 3) for c in ('latent', 'none') for s in (4, 7)]
@@ -211,7 +211,7 @@ def test_a_folder_that_cannot_be_written_is_found_out_before_anything_is_played(
         shut = Path(d)/'shut'
         shut.mkdir()
         shut.chmod(0o555)
-        monkeypatch.setattr(interlat.evaluate, 'play', lambda *a, **kw: pytest.fail('played'))
+        monkeypatch.setattr(interlat.evaluation.evaluate, 'play', lambda *a, **kw: pytest.fail('played'))
         root = os.geteuid() == 0
         if root: os.seteuid(65534) # root may write anywhere
         try:

@@ -7,10 +7,10 @@ pa = pytest.importorskip('pyarrow')
 pq = pytest.importorskip('pyarrow.parquet')
 datasets = pytest.importorskip('datasets')
 
-from interlat import exchange
-from interlat.core import InterlatError
-from interlat.exchange import export_messages, import_messages, read_messages
-from interlat.message import LatentMessage, MessageStore
+from interlat.messages import exchange
+from interlat.core.basics import InterlatError
+from interlat.messages.exchange import export_messages, import_messages, read_messages
+from interlat.messages.message import LatentMessage, MessageStore
 
 from test_message import python
 
@@ -164,7 +164,7 @@ def test_without_the_libraries(tmp_path, monkeypatch):
 
 
 def test_the_import_is_light():
-    code = "import sys, interlat.exchange; print(sorted({'datasets', 'pyarrow', 'pandas', 'transformers'} & set(sys.modules)))"
+    code = "import sys, interlat.messages.exchange; print(sorted({'datasets', 'pyarrow', 'pandas', 'transformers'} & set(sys.modules)))"
     assert python(code).communicate()[0].strip() == '[]'
 
 
@@ -194,7 +194,7 @@ def test_a_single_row_group_is_not_taken_into_memory(tmp_path):
     assert pq.ParquetFile(large).num_row_groups == 1 and large.stat().st_size > 93*2**20
     code = '''
         import re, sys
-        from interlat.exchange import read_messages
+        from interlat.messages.exchange import read_messages
         def mib(key): return int(re.search(key + r':\\s+(\\d+)', open('/proc/self/status').read())[1]) // 1024
         list(read_messages(sys.argv[1], 's')) # load the code paths first
         before = mib('VmHWM')

@@ -4,7 +4,7 @@ from importlib.util import find_spec
 import pytest
 from notebooks import EXPERIMENTS, ROOT
 
-from interlat.runs import notebook_parameters, run_notebook
+from interlat.runs.notebook import notebook_parameters, run_notebook
 
 
 @pytest.mark.parametrize('path', EXPERIMENTS, ids=lambda p: p.stem)
@@ -19,5 +19,5 @@ def test_experiment_runs_with_its_defaults(path, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('path', EXPERIMENTS, ids=lambda p: p.stem)
 def test_parameter_files_fit_their_notebook(path):
-    from interlat.runs import check_parameters, read_parameters
+    from interlat.runs.notebook import check_parameters, read_parameters
     for file in path.parent.glob(f'{path.stem}*.yaml'): check_parameters(path, read_parameters(file))

@@ -3,12 +3,12 @@ import os, random, re, subprocess, sys
 
 import pytest
 
-from interlat import experts
-from interlat.alfworld import generate_games, plan_text, read_game
-from interlat.core import InterlatError
-from interlat.engine import NativeEngine
-from interlat.experts import ExpertFailed, abstract_plan, conversation, expert_commands, expert_tasks, thoughts
-from interlat.household import game_task
+from interlat.games import experts
+from interlat.games.alfworld import generate_games, plan_text, read_game
+from interlat.core.basics import InterlatError
+from interlat.games.engine import NativeEngine
+from interlat.games.experts import ExpertFailed, abstract_plan, conversation, expert_commands, expert_tasks, thoughts
+from interlat.games.household import game_task
 
 
 @pytest.fixture(scope='module')
@@ -57,7 +57,7 @@ def test_a_seed_decides_what_is_left_to_chance(files):
 
 def stock_handcoded(file, seed):
     "The commands of ALFWorld's own wrapper in its own engine; its bug is mended here too."
-    from interlat.alfworld import _stock
+    from interlat.games.alfworld import _stock
     textworld, envs, alfred, *_ = _stock()
     wanted = textworld.EnvInfos(won=True, admissible_commands=True, facts=True)
     env = alfred.AlfredExpert(alfred.AlfredDemangler(envs.PddlEnv(wanted), shuffle=False), 'handcoded')
@@ -90,7 +90,7 @@ def alone(code, home, **env):
 
 
 def test_handcoded_expert_needs_no_textworld_and_leaves_no_trace(files, tmp_path):
-    code = (f"import sys; sys.modules['textworld'] = None\nfrom interlat.experts import expert_commands\nimport os\n"
+    code = (f"import sys; sys.modules['textworld'] = None\nfrom interlat.games.experts import expert_commands\nimport os\n"
             f"print(expert_commands({str(files[0])!r}, 'handcoded'), 'ALFWORLD_DATA' in os.environ, [m for m in sys.modules if m.startswith('textworld')])")
     assert alone(code, tmp_path) == f"{expert_commands(files[0], 'handcoded')} False []"
     assert not any(tmp_path.iterdir())
@@ -146,7 +146,7 @@ def test_thoughts_name_nothing_that_the_player_has_not_seen(files, expert):
 def test_thoughts_about_what_is_not_seen(files):
     "A walkthrough may reach for what shares a place with where one stands, unseen; a detour may carry the wrong thing."
     from test_engine import kitchen
-    from interlat.gamefile import parse_game
+    from interlat.games.gamefile import parse_game
     game = parse_game(kitchen())
     commands = ['go to shelf 1', 'open drawer 1', 'close drawer 1', 'take knife 1 from shelf 2', 'go to sinkbasin 1', 'go to shelf 1', 'move knife 1 to shelf 1',
                 'examine shelf 1', 'open drawer 1', 'take mug 2 from drawer 1', 'move mug 2 to shelf 1', 'go to sinkbasin 1']

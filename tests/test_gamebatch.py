@@ -5,12 +5,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-import interlat.crew
-from interlat import gamebatch
-from interlat.alfworld import ENGINES, GameEnv, GameStep, generate_games, read_game
-from interlat.core import InterlatError
-from interlat.gamebatch import Crew, GameBatch, WorkerDied, spread
-from interlat.oracle import RandomPlayer
+import interlat.core.crew
+from interlat.games import batch as gamebatch
+from interlat.games.alfworld import ENGINES, GameEnv, GameStep, generate_games, read_game
+from interlat.core.basics import InterlatError
+from interlat.games.batch import Crew, GameBatch, WorkerDied, spread
+from interlat.games.oracle import RandomPlayer
 
 
 @pytest.fixture(scope='module')
@@ -111,13 +111,13 @@ def test_a_game_that_kills_its_worker_twice_is_an_error_step(files, monkeypatch)
     crash = GameBatch(files[:4], workers=2)
     crash.reset()
     started = []
-    real = interlat.crew._start
+    real = interlat.core.crew._start
     def starts_and_dies(name, *settings): # the worker of game 1 and 3 does not live to answer its next two calls
         worker = real(name, *settings)
         started.append(name)
         if len(started) < 3: worker[0].kill()
         return worker
-    monkeypatch.setattr(interlat.crew, '_start', starts_and_dies)
+    monkeypatch.setattr(interlat.core.crew, '_start', starts_and_dies)
     os.kill(crash._crew.pids()[1], signal.SIGKILL)
     psutil.wait_procs([p for p in psutil.Process().children() if p.pid == crash._crew._workers[1][0].pid], 5)
     seen = crash.step(['look']*4)
@@ -194,7 +194,7 @@ def test_workers_end_with_the_program_and_do_not_run_it_again(files, tmp_path, e
     script.write_text(textwrap.dedent(f'''
         import os
         print('once', flush=True)
-        from interlat.gamebatch import GameBatch
+        from interlat.games.batch import GameBatch
         batch = GameBatch({[str(f) for f in files[:2]]!r}, workers=2)
         batch.reset()
         print(*batch._crew.pids(), flush=True)

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-import interlat.generate as generate
-from interlat.alfworld import GameEnv, find_games, read_game
-from interlat.core import InterlatError
-from interlat.engine import NativeEngine
-from interlat.gamefile import TASK_TYPES
-from interlat.generate import certify, generate_games, make_game
-from interlat.scenes import SPLITS, TRAINING, UNSEEN, WITHHELD, candidates, shipped
+import interlat.games.generate as generate
+from interlat.games.alfworld import GameEnv, find_games, read_game
+from interlat.core.basics import InterlatError
+from interlat.games.engine import NativeEngine
+from interlat.games.gamefile import TASK_TYPES
+from interlat.games.generate import certify, generate_games, make_game
+from interlat.games.scenes import SPLITS, TRAINING, UNSEEN, WITHHELD, candidates, shipped
 
 SIZES = ('small', 'full')
 
@@ -33,7 +33,7 @@ def collections(tmp_path_factory):
 
 
 def test_same_seed_same_bytes_in_any_process(tmp_path):
-    code = "import sys; from interlat.generate import generate_games as g; [g(sys.argv[1] + '/' + s, 12, t, 5, s) for s in ('small', 'full') for t in ('train', 'valid_seen', 'valid_unseen')]"
+    code = "import sys; from interlat.games.generate import generate_games as g; [g(sys.argv[1] + '/' + s, 12, t, 5, s) for s in ('small', 'full') for t in ('train', 'valid_seen', 'valid_unseen')]"
     digests = set()
     for hashseed in '12':
         out = tmp_path/hashseed
@@ -197,12 +197,12 @@ def test_wrong_arguments(tmp_path, wrong, said):
 
 def test_without_the_alfworld_package(monkeypatch):
     shipped.cache_clear()
-    monkeypatch.setattr('interlat.scenes.find_spec', lambda name: None)
+    monkeypatch.setattr('interlat.games.scenes.find_spec', lambda name: None)
     with pytest.raises(InterlatError, match='package not found: alfworld; `pip install'): shipped()
 
 
 def test_alfworld_itself_is_never_imported(tmp_path):
-    code = "import sys; from interlat.alfworld import *; generate_games(sys.argv[1], 2); print(*sorted({'alfworld', 'textworld', 'torch', 'transformers'} & set(sys.modules)))"
+    code = "import sys; from interlat.games.alfworld import *; generate_games(sys.argv[1], 2); print(*sorted({'alfworld', 'textworld', 'torch', 'transformers'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, '-c', code, str(tmp_path)], check=True, text=True, capture_output=True)
     assert done.stdout.strip() == ''
 

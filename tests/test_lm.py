@@ -1,9 +1,9 @@
 "Chat formats that are not ours, and tokens that a model does not know yet."
 import cast, pytest, torch
 
-from interlat.core import InterlatError
-from interlat.lm import BOP, EOP, add_message_tokens, encode_chat, load_lm, load_tokenizer, message_token_ids, plan_token_ids, render
-from interlat.tiny import tiny_lm, train_tokenizer
+from interlat.core.basics import InterlatError
+from interlat.agents.lm import BOP, EOP, add_message_tokens, encode_chat, load_lm, load_tokenizer, message_token_ids, plan_token_ids, render
+from interlat.agents.tiny import tiny_lm, train_tokenizer
 
 CHAT = [dict(role='user', content='find the mug'), dict(role='assistant', content='go to desk 1'),
         dict(role='user', content='You see nothing.'), dict(role='assistant', content='go to bed 2')]

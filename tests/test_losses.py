@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest, torch
 import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
-from interlat.core import InterlatError
-from interlat.losses import adaptive_weights, alignment_loss, js_divergence, separation_loss
+from interlat.core.basics import InterlatError
+from interlat.training.losses import adaptive_weights, alignment_loss, js_divergence, separation_loss
 
 LN2 = math.log(2)
 

@@ -7,16 +7,16 @@ import pandas as pd
 import pytest
 from test_cli import call
 
-from interlat import cli
-from interlat.core import InterlatError
-from interlat.lessons import ActorDataset, with_samples
-from interlat.mathgen import generate_problems
-from interlat.message import MessageStore
-from interlat.objective import choose_negatives
-from interlat.problems import problem_task
-from interlat.questions import evaluate_answers, read_answers
-from interlat.sources import MathData
-from interlat.tiny import MATH_WORDS, train_tokenizer
+from interlat.commands import cli
+from interlat.core.basics import InterlatError
+from interlat.training.lessons import ActorDataset, with_samples
+from interlat.maths.generate import generate_problems
+from interlat.messages.message import MessageStore
+from interlat.training.objective import choose_negatives
+from interlat.maths.problems import problem_task
+from interlat.evaluation.questions import evaluate_answers, read_answers
+from interlat.commands.sources import MathData
+from interlat.agents.tiny import MATH_WORDS, train_tokenizer
 
 
 def random_model(folder, family='qwen2'):
@@ -64,9 +64,9 @@ def test_the_whole_way_for_problems(sender, tmp_path, monkeypatch, capsys):
 
 
 def test_samples_are_all_trained_on_and_never_each_others_wrong_message(sender, tmp_path):
-    from interlat.collect import collect
-    from interlat.lm import load_lm
-    from interlat.tasks import further_samples
+    from interlat.agents.collect import collect
+    from interlat.agents.lm import load_lm
+    from interlat.core.tasks import further_samples
     lm, tokenizer = load_lm(sender)
     tasks = MathData(num_problems=4).tasks()
     store = collect(lm, tokenizer, further_samples(tasks, 3), MessageStore(tmp_path, sender='s'), max_new_tokens=4, temperature=1., progress=False)
@@ -82,14 +82,14 @@ def test_samples_are_all_trained_on_and_never_each_others_wrong_message(sender, 
 SLOW = """
 import sys, time; sys.path.insert(0, {tests!r})
 from test_math import ask
-import interlat.questions as q
+import interlat.evaluation.questions as q
 whole = q.AnswerLog._write
 q.AnswerLog._write = lambda self, row: (time.sleep(.1), whole(self, row))[1]
 ask({folder!r}, 'killed')
 """
 
 def ask(folder, out, **kw):
-    from interlat.collect import collect
+    from interlat.agents.collect import collect
     folder = Path(folder)
     lm, tokenizer = random_model(folder/'lm')
     tasks = [problem_task(p) for p in generate_problems(14, 'test')]
@@ -144,7 +144,7 @@ def test_generated_problems_are_right_and_stay_in_their_split(split):
 
 def test_every_maker_agrees_with_sympy():
     from random import Random
-    from interlat.mathsketch import MAKERS, agree
+    from interlat.maths.sketches import MAKERS, agree
     rng = Random(5)
     wrong = [s for makers in MAKERS.values() for f in makers for level in range(1, 6) for _ in range(20) if not agree((s := f(rng, level)).answer, s.check)]
     assert wrong == []

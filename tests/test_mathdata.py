@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from interlat import mathdata
-from interlat.core import InterlatError
-from interlat.mathdata import SUBJECTS, overlap_sentence, overlaps, read_problems, save_problems
-from interlat.problems import Problem
+from interlat.maths import mathdata
+from interlat.core.basics import InterlatError
+from interlat.maths.mathdata import SUBJECTS, overlap_sentence, overlaps, read_problems, save_problems
+from interlat.maths.problems import Problem
 
 ARCHIVE = Path(__file__).resolve().parents[2]/'shared'/'data'/'MATH.tar.xz'
 NAMES = list(SUBJECTS.values())

@@ -4,10 +4,10 @@ import random
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from interlat.boxed import extract_boxed
-from interlat.mathgen import generate_problems
-from interlat.mathsketch import MAKERS
-from interlat.mathtask import Grader, is_equiv
+from interlat.maths.boxed import extract_boxed
+from interlat.maths.generate import generate_problems
+from interlat.maths.sketches import MAKERS
+from interlat.maths.grade import Grader, is_equiv
 
 SUBJECTS = list(MAKERS)
 

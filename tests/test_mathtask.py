@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, assume, given, settings, strategies as st
 
-from interlat.answers import is_exact, normalize_answer, read_answer
-from interlat.boxed import extract_boxed
-from interlat.core import InterlatError
+from interlat.maths.answers import is_exact, normalize_answer, read_answer
+from interlat.maths.boxed import extract_boxed
+from interlat.core.basics import InterlatError
 
 pytest.importorskip('math_verify')
-import interlat.mathtask as mathtask
-from interlat.mathtask import MAX_CHARS, Grader, grade_counts, is_equiv
+import interlat.maths.grade as mathtask
+from interlat.maths.grade import MAX_CHARS, Grader, grade_counts, is_equiv
 
 ARCHIVE = Path(__file__).resolve().parents[2]/'shared'/'data'/'MATH.tar.xz'
 
@@ -153,7 +153,7 @@ def test_identical_pairs_are_graded_once(grader, monkeypatch):
 
 
 def test_a_script_on_standard_input_needs_no_guard():
-    script = "from interlat.mathtask import is_equiv\nprint('once', is_equiv('x+1', '1+x'), is_equiv('1', '2'))\n"
+    script = "from interlat.maths.grade import is_equiv\nprint('once', is_equiv('x+1', '1+x'), is_equiv('1', '2'))\n"
     run = subprocess.run([sys.executable, '-'], input=script, text=True, capture_output=True, timeout=60)
     assert run.stdout == 'once True False\n' and run.stderr == ''
 
@@ -162,13 +162,13 @@ def test_refusals(grader, monkeypatch):
     for pair in ((None, '5'), ('5', 5), (5, '5')):
         with pytest.raises(InterlatError, match='answers to grade must be text'): grader.grade([pair])
     with pytest.raises(InterlatError, match='limit must be more than 0'): Grader(limit=0)
-    import interlat.values
-    monkeypatch.setattr(interlat.values, 'find_spec', lambda name: None)
+    import interlat.maths.values
+    monkeypatch.setattr(interlat.maths.values, 'find_spec', lambda name: None)
     with pytest.raises(InterlatError, match=r"needs math-verify: pip install 'interlat\[math\]'"): Grader()
 
 
 def test_nothing_heavy_is_imported():
-    code = "import sys, interlat.mathtask; print([m for m in ('torch', 'sympy', 'math_verify', 'numpy') if m in sys.modules])"
+    code = "import sys, interlat.maths.grade; print([m for m in ('torch', 'sympy', 'math_verify', 'numpy') if m in sys.modules])"
     assert subprocess.run([sys.executable, '-c', code], text=True, capture_output=True, check=True).stdout == '[]\n'
 
 

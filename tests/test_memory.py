@@ -6,10 +6,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
-from interlat.actor import *
-from interlat.lora import *
-from interlat.losses import *
-from interlat.memory import *
+from interlat.agents.actor import *
+from interlat.agents.lora import *
+from interlat.training.losses import *
+from interlat.training.memory import *
 
 FAMILIES = dict(qwen2=(Qwen2Config, dict(num_key_value_heads=2)), llama=(LlamaConfig, dict(num_key_value_heads=4)))
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest, torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from interlat.core import InterlatError
-from interlat.message import LatentMessage, MessageStore, pad_messages
-from interlat.shard import DamagedShard, Shard, encode_shard
+from interlat.core.basics import InterlatError
+from interlat.messages.message import LatentMessage, MessageStore, pad_messages
+from interlat.messages.shard import DamagedShard, Shard, encode_shard
 
 ROOT = Path(__file__).parents[1]
 
@@ -21,14 +21,14 @@ def python(code, *args):
                             env=dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1'))
 
 def test_light_import():
-    code = "import sys, interlat.message, interlat.perturb; print(sorted({'transformers', 'pandas', 'plotly'} & set(sys.modules)))"
+    code = "import sys, interlat.messages.message, interlat.messages.perturb; print(sorted({'transformers', 'pandas', 'plotly'} & set(sys.modules)))"
     assert python(code).communicate()[0].strip() == '[]'
 
 # ---- the store survives a kill
 
 APPEND_FOREVER = '''
     import sys, torch
-    from interlat.message import LatentMessage, MessageStore
+    from interlat.messages.message import LatentMessage, MessageStore
     store = MessageStore(sys.argv[1])
     for i in range(len(store), 10**6):
         h = torch.full((50, 1024), float(i))
@@ -191,7 +191,7 @@ def test_two_writers_at_once(tmp_path):
 def test_two_processes_at_once(tmp_path):
     code = '''
         import sys, torch
-        from interlat.message import LatentMessage, MessageStore
+        from interlat.messages.message import LatentMessage, MessageStore
         store = MessageStore(sys.argv[1], writer=sys.argv[2])
         for i in range(8): store.append(LatentMessage(torch.ones(3, 4), [1, 2, 3], '', f'{sys.argv[2]}-{i}', 's'))
     '''
@@ -224,7 +224,7 @@ def test_reading_one_message_does_not_read_the_shard(tmp_path):
     MessageStore(tmp_path).append([message(f't{i}', n=16, width=width, seed=i) for i in range(n)])  # one shard of 64 MiB
     code = '''
         import sys, torch
-        from interlat.message import MessageStore
+        from interlat.messages.message import MessageStore
         def resident(): return int(open('/proc/self/statm').read().split()[1]) * 4096
         MessageStore(sys.argv[1])['t3']                 # load the code paths first
         before = resident()

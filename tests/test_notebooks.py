@@ -2,12 +2,12 @@
 import os, subprocess, sys
 
 import pytest
-from notebooks import LIBRARY, ROOT
+from notebooks import LIBRARY, ROOT, room
 
 RUN = 'import sys; from pathlib import Path; from nbdev.test import test_nb; ok, _ = test_nb(Path(sys.argv[1]), skip_flags=["slow", "gpu", "net"]); sys.exit(not ok)'
 
 
-@pytest.mark.parametrize('path', [*LIBRARY, ROOT/'nbs'/'index.ipynb'], ids=lambda p: p.stem)
+@pytest.mark.parametrize('path', [*LIBRARY, ROOT/'nbs'/'index.ipynb'], ids=room)
 def test_notebook_runs(path):
     run = subprocess.run([sys.executable, '-c', RUN, str(path)], cwd=path.parent,
                          env=dict(os.environ, PYTHONPATH=str(ROOT)), text=True, capture_output=True)

@@ -6,12 +6,12 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from interlat import objective as room
-from interlat.actor import ModelWithInsertedHiddenState
-from interlat.core import InterlatError
-from interlat.losses import KL_DIRECTIONS
-from interlat.objective import NEGATIVES, Objective, choose_negatives
-from interlat.pack import ATTENTION
+from interlat.training import objective as room
+from interlat.agents.actor import ModelWithInsertedHiddenState
+from interlat.core.basics import InterlatError
+from interlat.training.losses import KL_DIRECTIONS
+from interlat.training.objective import NEGATIVES, Objective, choose_negatives
+from interlat.training.packing import ATTENTION
 
 PARTS = ('task', 'separation', 'alignment')
 

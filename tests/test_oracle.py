@@ -3,11 +3,11 @@ from collections import Counter
 
 import pytest
 
-from interlat.alfworld import ENGINES, GameEnv, TASK_TYPES, generate_games, read_game, task_type
-from interlat.core import InterlatError
-from interlat.gamebatch import WorkerDied
-from interlat import oracle
-from interlat.oracle import KINDS, RandomPlayer, compare, compare_games, kind_of, mixed_games, replay, replay_rows
+from interlat.games.alfworld import ENGINES, GameEnv, TASK_TYPES, generate_games, read_game, task_type
+from interlat.core.basics import InterlatError
+from interlat.games.batch import WorkerDied
+from interlat.games import oracle
+from interlat.games.oracle import KINDS, RandomPlayer, compare, compare_games, kind_of, mixed_games, replay, replay_rows
 
 
 @pytest.fixture(scope='module')

@@ -3,10 +3,10 @@ import json
 from dataclasses import replace
 import pytest, torch
 from hypothesis import given, settings, strategies as st
-from interlat.basis import Basis, fit_basis
-from interlat.core import InterlatError
-from interlat.message import LatentMessage
-from interlat.packet import CODECS, DamagedPacket, _seal, open_packet, packet_bytes
+from interlat.messages.basis import Basis, fit_basis
+from interlat.core.basics import InterlatError
+from interlat.messages.message import LatentMessage
+from interlat.messages.packet import CODECS, DamagedPacket, _seal, open_packet, packet_bytes
 
 FLOATS = ('float32', 'float16', 'bfloat16')
 INTS = dict(int8=127, int4=7)

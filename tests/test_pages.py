@@ -4,10 +4,10 @@ from configparser import ConfigParser
 from importlib import import_module
 
 import pytest
-from notebooks import ALL, PAGES, ROOT, cells
+from notebooks import ALL, PAGES, ROOT, cells, room
 from test_notebooks import test_notebook_runs as run_notebook_quietly
 
-from interlat.core import InterlatError
+from interlat.core.basics import InterlatError
 
 DOCUMENTS = [ROOT/name for name in ('README.md', 'CONTRIBUTING.md', 'CHANGELOG.md')]
 COMMAND = re.compile(r'(?:^|[\s/])(interlat-[a-z]+)(?=\s|$)')
@@ -106,12 +106,12 @@ def check_command(read, name, words, whole):
         else: break
     if notebook := getattr(found, 'notebook', None):
         if not notebook.endswith('.ipynb'): return
-        from interlat.runs import check_parameters, read_parameters
+        from interlat.runs.notebook import check_parameters, read_parameters
         given = read_parameters(ROOT/found.f) if found.f and 'FILE' not in found.f else {}
         if (ROOT/notebook).exists() or whole: check_parameters(ROOT/notebook, given | dict(found.p))
 
 
-@pytest.mark.parametrize('path', [*DOCUMENTS, *(p for p in ALL if p.name != 'index.ipynb')], ids=ids)
+@pytest.mark.parametrize('path', [*DOCUMENTS, *(p for p in ALL if p.name != 'index.ipynb')], ids=lambda p: p.stem if p in DOCUMENTS else room(p))
 def test_commands_parse(path, command_line, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, words, whole in printed(prose(path)):
@@ -130,4 +130,4 @@ def test_what_is_wrong_is_found(command_line):
         (command,) = printed(text)
         with pytest.raises(InterlatError, match=re.escape(said)): check_command(command_line, *command)
     with pytest.raises(AssertionError, match='no command interlat-tain'): check_command(command_line, *next(printed('`interlat-tain --seed 1`')))
-    assert [*printed('see `interlat.page`, `interlat-train` and\n```python\nx = 1\n```\nand `interlat-train …`')] == []
+    assert [*printed('see `interlat.instruments.page`, `interlat-train` and\n```python\nx = 1\n```\nand `interlat-train …`')] == []

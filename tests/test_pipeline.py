@@ -4,12 +4,12 @@ import json, re, subprocess, time
 import pytest
 from notebooks import ROOT, start_run
 
-from interlat.alfworld import generate_games
-from interlat.budget import KNOWN, budget, count_parameters, device, model_config, train_cost, write_cost
-from interlat.core import InterlatError
-from interlat.dryrun import check_model, dry_run
-from interlat.pipeline import SIZES, TASKS, plan, stages
-from interlat.runs import check_parameters, read_parameters
+from interlat.games.alfworld import generate_games
+from interlat.runs.budget import KNOWN, budget, count_parameters, device, model_config, train_cost, write_cost
+from interlat.core.basics import InterlatError
+from interlat.runs.dryrun import check_model, dry_run
+from interlat.runs.pipeline import SIZES, TASKS, plan, stages
+from interlat.runs.notebook import check_parameters, read_parameters
 
 E03 = ROOT/'nbs'/'experiments'/'E03_table1.ipynb'
 TOLD = [f for f in sorted((ROOT/'nbs'/'experiments').glob('*.yaml')) if '# budget on' in f.read_text()]
@@ -40,7 +40,7 @@ def test_a_pipeline_that_is_killed_goes_on_at_its_stage(tmp_path):
 def test_every_stage_is_a_command_that_its_program_takes(task, size, full, monkeypatch, tmp_path):
     "Parsed by the programs' own parsers; nothing is loaded."
     from transformers import HfArgumentParser
-    from interlat import launch
+    from interlat.commands import launch
     class Read(Exception): pass
     original = HfArgumentParser.parse_args_into_dataclasses
     def read(self, *a, **kw):
@@ -93,14 +93,14 @@ def test_a_dry_run_finds_what_would_stop_a_run(tmp_path, monkeypatch):
     def wrong(**more): return [c.what for c in dry_run(E03, given | more, tmp_path/'run', 'rtx4090')[0] if not c.fine]
     assert wrong(n_train=5) == ['data train'] and wrong(data_path='', n_train=0) == ['data']
     assert wrong(sender='no/model') == ['sender', 'budget'] and 'other_sender' in wrong(other_sender='no/model') and wrong(other_sender='no/model', conditions=['latent']) == []
-    monkeypatch.setattr('interlat.dryrun.budget', lambda p, on: budget(dict(p, sender='Qwen/Qwen2.5-7B', actor='Qwen/Qwen2.5-7B', max_new_tokens=10**6), on))
+    monkeypatch.setattr('interlat.runs.dryrun.budget', lambda p, on: budget(dict(p, sender='Qwen/Qwen2.5-7B', actor='Qwen/Qwen2.5-7B', max_new_tokens=10**6), on))
     assert wrong() == ['memory', 'disk'] and not (tmp_path/'run').exists()
     with pytest.raises(InterlatError, match='E03_table1.ipynb has no parameter n_trian'): dry_run(E03, dict(n_trian=1), tmp_path/'run')
 
 
 def test_a_dry_run_of_the_pipeline(tmp_path, monkeypatch):
-    from interlat.dryrun import look_at
-    from interlat.pipeline import as_parameters
+    from interlat.runs.dryrun import look_at
+    from interlat.runs.pipeline import as_parameters
     monkeypatch.setenv('ALFWORLD_DATA', str(tmp_path/'games'))
     wrong = [c.what for c in look_at(as_parameters(plan('alfworld', 'small', full=True)), tmp_path, 'h100')[0] if not c.fine]
     assert wrong[:4] == ['sender', 'actor', 'data train', 'data valid_unseen'] # no network, no games
@@ -112,7 +112,7 @@ def test_a_dry_run_of_the_pipeline(tmp_path, monkeypatch):
 
 
 def test_a_model_that_cannot_chat_can_be_no_actor(tmp_path):
-    from interlat.lm import load_lm
+    from interlat.agents.lm import load_lm
     lm, tok = load_lm('tiny-qwen2', device='cpu')
     tok.chat_template = None
     lm.save_pretrained(tmp_path), tok.save_pretrained(tmp_path)

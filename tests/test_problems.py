@@ -4,9 +4,9 @@ from dataclasses import fields, replace
 
 import pytest
 
-from interlat.core import InterlatError
-from interlat.problems import ACTOR_PROMPT, SENDER_PROMPT, Problem, problem_task
-from interlat.tasks import Task, further_samples, load_tasks, save_tasks
+from interlat.core.basics import InterlatError
+from interlat.maths.problems import ACTOR_PROMPT, SENDER_PROMPT, Problem, problem_task
+from interlat.core.tasks import Task, further_samples, load_tasks, save_tasks
 
 HIDDEN = Problem('test/algebra/1', 'What is $3k + 4$?', '25', r'$3 \cdot 7 + 4 = \boxed{25}$.', 'algebra', '2', 'Three times $k$, then 4 more.', 'Let $k = 7$.')
 OPEN = Problem('q', 'Who wrote Emma?', 'Jane Austen')

@@ -8,15 +8,15 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 import cast
-from interlat.answering import Completion
-from interlat.collect import collect
-from interlat.core import InterlatError
-from interlat.evaluate import evaluate
-from interlat.gamelog import GameLog, read_log
-from interlat.mathtask import Grade
-from interlat.message import MessageStore
-from interlat.questions import *
-from interlat.tasks import NO_TEXT, Task, further_samples
+from interlat.evaluation.answering import Completion
+from interlat.agents.collect import collect
+from interlat.core.basics import InterlatError
+from interlat.evaluation.evaluate import evaluate
+from interlat.evaluation.log import GameLog, read_log
+from interlat.maths.grade import Grade
+from interlat.messages.message import MessageStore
+from interlat.evaluation.questions import *
+from interlat.core.tasks import NO_TEXT, Task, further_samples
 
 CONDITIONS = ['latent', 'no_comm', 'cross_task', 'white_noise', 'no_cot']
 SHORT = dict(max_new_tokens=5, workers=1, progress=False)

@@ -7,12 +7,12 @@ from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 from torch.testing import assert_close
 
-from interlat.core import InterlatError
-from interlat.lm import encode_chat, plan_token_ids
-from interlat.lora import add_lora
-from interlat.message import LatentMessage, MessageStore
-from interlat.reason import FEEDBACKS, LatentStudent, calibrate, collect_latents, embedding_table, latent_reason, left_padded, realignment
-from interlat.tasks import Task
+from interlat.core.basics import InterlatError
+from interlat.agents.lm import encode_chat, plan_token_ids
+from interlat.agents.lora import add_lora
+from interlat.messages.message import LatentMessage, MessageStore
+from interlat.compression.reason import FEEDBACKS, LatentStudent, calibrate, collect_latents, embedding_table, latent_reason, left_padded, realignment
+from interlat.core.tasks import Task
 
 PROMPTS = [[8, 33, 5, 19, 40, 7, 7, 12, 28, 3, 45, 21, 9, 30], [17], [4, 44, 16], [11, 3, 29, 6, 38, 25], [20, 13, 48, 9, 31, 14, 22, 5, 47]] # of 14, 1, 3, 6 and 9 tokens
 FAMILIES = dict(qwen2={}, llama={}, tied_qwen2=dict(tie_word_embeddings=True), tied_llama=dict(tie_word_embeddings=True), mistral=dict(sliding_window=4), # a window shorter than most prompts

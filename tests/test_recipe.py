@@ -3,9 +3,9 @@ import json
 import pytest, torch
 
 import cast
-from interlat.actor import *
-from interlat.core import InterlatError
-from interlat.recipe import *
+from interlat.agents.actor import *
+from interlat.core.basics import InterlatError
+from interlat.training.recipes import *
 
 PROMPT = [dict(role='user', content='go to the shelf and look')]
 

@@ -3,9 +3,9 @@ import ast, csv, os, re, shutil, subprocess, sys
 from pathlib import Path
 
 import pytest
-from notebooks import ALL, EXPERIMENTS, LIBRARY, ROOT, cells, module, number
+from notebooks import ALL, EXPERIMENTS, LIBRARY, ROOT, cells, module, room
 
-ids = lambda p: p.stem
+ids = room
 
 
 def tracked():
@@ -43,36 +43,39 @@ def test_notebooks_are_clean(exported):
 
 
 def test_every_module_has_a_notebook():
-    modules = {p.stem for p in (ROOT/'interlat').rglob('*.py')} - {'__init__', '_modidx'}
-    assert modules == {module(p) for p in LIBRARY}
+    files = {p.relative_to(ROOT/'interlat').with_suffix('').as_posix().replace('/', '.') for p in (ROOT/'interlat').rglob('*.py')} - {'__init__', '_modidx'}
+    exported = {module(p) for p in LIBRARY}
+    assert files - exported == {f'{wing}.__init__' for wing in {m.split('.')[0] for m in exported if '.' in m}} - exported
+    assert exported <= files
 
 
 @pytest.mark.parametrize('path', LIBRARY, ids=ids)
 def test_imports_go_to_lower_numbers(path):
-    order = {module(p): number(p) for p in LIBRARY}
-    used = {m for c in cells(path) if c['cell_type'] == 'code' for m in re.findall(r'(?:from|import) interlat\.(\w+)', c['source'])}
-    later = sorted(m for m in used if order.get(m, '99') >= number(path) and m != module(path))
-    assert later == [], f'{path.name} is {number(path)}'
+    order = {module(p): room(p) for p in LIBRARY}
+    used = {m for c in cells(path) if c['cell_type'] == 'code' for m in re.findall(r'(?:from|import) interlat\.([\w.]+)', c['source'])}
+    later = sorted(m for m in used if order.get(m, '99') >= room(path) and m != module(path))
+    assert later == [], f'{room(path)}'
 
 
 def test_the_import_graph_of_the_package_follows_the_numbers():
     "Every import in the modules, those inside functions included: only to rooms with a lower number, so that there is no cycle."
-    order = {module(p): number(p) for p in LIBRARY}
+    order = {module(p): room(p) for p in LIBRARY}
     graph = {}
     for name in order:
-        tree = ast.parse((ROOT/'interlat'/f'{name}.py').read_text(encoding='utf-8'))
+        wing = name.split('.')[:-1]
+        tree = ast.parse((ROOT/'interlat'/f"{name.replace('.', '/')}.py").read_text(encoding='utf-8'))
         found = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module]
-        graph[name] = {n.module.removeprefix('interlat.') for n in found if n.level == 1 or n.module.startswith('interlat.')}
-    assert len(graph['cli']) > 5 and 'training' in graph['cli'], 'imports inside functions are seen'
+        graph[name] = {'.'.join([*wing[:len(wing)-n.level+1], n.module]) if n.level else n.module.removeprefix('interlat.') for n in found if n.level or n.module.startswith('interlat.')}
+    assert len(graph['commands.cli']) > 5 and 'commands.train' in graph['commands.cli'], 'imports inside functions are seen'
     assert {name: later for name, used in graph.items() if (later := sorted(u for u in used if order[u] >= order[name]))} == {}
 
 
 @pytest.mark.parametrize('what, pattern, where', [
-    ('prompts are rendered', r'\.apply_chat_template\(', {'lm'}), ('a message is spliced into a prompt', r'^def splice\(', {'actor'}),
-    ('a table becomes Markdown', r"' \| '\.join\(map", {'report'}), ('a rate is shown with its interval', r'^def rate_cell\(', {'summary'}),
-    ('a packet is sealed', r'^def _seal\(head, payload', {'packet'}), ('an adapter is read from a checkpoint', r'^def read_adapter\(', {'checkpoint'})])
+    ('prompts are rendered', r'\.apply_chat_template\(', {'agents.lm'}), ('a message is spliced into a prompt', r'^def splice\(', {'agents.actor'}),
+    ('a table becomes Markdown', r"' \| '\.join\(map", {'commands.report'}), ('a rate is shown with its interval', r'^def rate_cell\(', {'evaluation.summary'}),
+    ('a packet is sealed', r'^def _seal\(head, payload', {'messages.packet'}), ('an adapter is read from a checkpoint', r'^def read_adapter\(', {'agents.checkpoint'})])
 def test_one_place_for(what, pattern, where):
-    code = {p.stem: p.read_text(encoding='utf-8') for p in (ROOT/'interlat').glob('*.py')}
+    code = {module(p): (ROOT/'interlat'/f"{module(p).replace('.', '/')}.py").read_text(encoding='utf-8') for p in LIBRARY}
     code |= {p.stem: '\n'.join(c['source'] for c in cells(p) if c['cell_type'] == 'code') for p in ALL if p not in LIBRARY}
     assert {name for name, text in code.items() if re.search(pattern, text, re.M)} == where, what
 

@@ -3,14 +3,14 @@ import re
 import pytest, torch
 
 import cast
-import interlat.gamebatch
-from interlat.alfworld import GameEnv
-from interlat.collect import generate_messages, greedy_config, through_end
-from interlat.core import InterlatError, asset
-from interlat.decode import Speaker, message_embeds
-from interlat.lm import encode_chat, load_lm
-from interlat.message import LatentMessage
-from interlat.rollout import *
+import interlat.games.batch
+from interlat.games.alfworld import GameEnv
+from interlat.agents.collect import generate_messages, greedy_config, through_end
+from interlat.core.basics import InterlatError, asset
+from interlat.agents.decode import Speaker, message_embeds
+from interlat.agents.lm import encode_chat, load_lm
+from interlat.messages.message import LatentMessage
+from interlat.evaluation.rollout import *
 
 SHORT = dict(max_new_tokens=6, max_steps=4, progress=False)
 
@@ -109,7 +109,7 @@ def test_a_broken_game_is_an_error_and_no_loss(table, monkeypatch):
             if str(self.game_file) == games[5].source and self.moves == 1: raise RuntimeError('engine died')
             self.moves += 1
             return super().step(command)
-    monkeypatch.setattr(interlat.gamebatch, 'GameEnv', Breaks)
+    monkeypatch.setattr(interlat.games.batch, 'GameEnv', Breaks)
     episodes, _ = expert(table, batch_size=3)
     assert [i for i,e in enumerate(episodes) if e.error] == [2, 5]
     assert (episodes[2].won, episodes[2].error, episodes[2].steps) == (None, 'OSError: no such pipe', 0)
@@ -121,7 +121,7 @@ def test_a_broken_game_is_an_error_and_no_loss(table, monkeypatch):
 def test_all_games_broken(table, monkeypatch):
     class Breaks(GameEnv):
         def reset(self): raise RuntimeError('x')
-    monkeypatch.setattr(interlat.gamebatch, 'GameEnv', Breaks)
+    monkeypatch.setattr(interlat.games.batch, 'GameEnv', Breaks)
     assert [e.error for e in expert(table)[0]] == ['RuntimeError: x']*10
 
 

@@ -3,9 +3,9 @@ import json, sys
 
 import pytest
 
-from interlat import rows as room
-from interlat.core import InterlatError
-from interlat.rows import read_rows
+from interlat.core import rows as room
+from interlat.core.basics import InterlatError
+from interlat.core.rows import read_rows
 
 ROWS = [{'question': 'where?\u2028here', 'answer': 4}, {'question': '日本 "x"', 'answer': 5}, {'question': '', 'answer': 6}]
 

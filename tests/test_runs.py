@@ -4,8 +4,8 @@ import json, signal, subprocess, sys, time
 import pytest
 from notebooks import start_run, write_experiment
 
-from interlat.core import InterlatError
-from interlat.runs import RunFailed, check_parameters, run_notebook
+from interlat.core.basics import InterlatError
+from interlat.runs.notebook import RunFailed, check_parameters, run_notebook
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_the_trainer_draws_a_plain_bar_too(experiment, tmp_path):
 
 
 def test_a_second_run_starts_its_stages_afresh(experiment, tmp_path):
-    path = experiment("from interlat.runs import stage\nwith stage(out, 'one'): pass")
+    path = experiment("from interlat.runs.notebook import stage\nwith stage(out, 'one'): pass")
     for _ in range(2): manifest = run_notebook(path, {}, tmp_path/'run')
     assert [s['stage'] for s in manifest['stages']] == ['one']
 

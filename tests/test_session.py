@@ -6,14 +6,14 @@ import pytest
 import torch
 from cast import actor, games, lm, questions, tokenizer
 
-from interlat.attribution import *
-from interlat.collect import *
-from interlat.core import *
-from interlat.gamelog import *
-from interlat.lm import *
-from interlat.message import *
-from interlat.questions import *
-from interlat.session import *
+from interlat.instruments.attribution import *
+from interlat.agents.collect import *
+from interlat.core.basics import *
+from interlat.evaluation.log import *
+from interlat.agents.lm import *
+from interlat.messages.message import *
+from interlat.evaluation.questions import *
+from interlat.instruments.session import *
 
 
 @pytest.fixture(scope='module')

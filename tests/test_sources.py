@@ -4,13 +4,13 @@ import json, re
 import pytest
 from test_cli import call
 
-from interlat import cli
-from interlat.arguments import integers, parse, several
-from interlat.core import InterlatError
-from interlat.evaluation import EVALUATED, AnswerArguments, EvalArguments, PlayArguments
-from interlat.mathdata import save_problems
-from interlat.mathgen import generate_problems
-from interlat.sources import *
+from interlat.commands import cli
+from interlat.core.arguments import integers, parse, several
+from interlat.core.basics import InterlatError
+from interlat.commands.evaluate import EVALUATED, AnswerArguments, EvalArguments, PlayArguments
+from interlat.maths.mathdata import save_problems
+from interlat.maths.generate import generate_problems
+from interlat.commands.sources import *
 
 OWN = dict(alfworld='--num_games', math='--problem_seed', custom='--answer_column') # a flag of each kind alone
 

@@ -3,9 +3,9 @@ import math
 import numpy as np, pandas as pd, pytest
 from hypothesis import given, settings, strategies as st
 
-from interlat.gamelog import COLUMNS
-from interlat.stats import detectable_effect, mcnemar, newcombe, wilson
-from interlat.summary import *
+from interlat.evaluation.log import COLUMNS
+from interlat.core.stats import detectable_effect, mcnemar, newcombe, wilson
+from interlat.evaluation.summary import *
 
 
 def row(condition, game, won, seed=0, task_type='pick'):

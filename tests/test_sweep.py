@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 from notebooks import ROOT, start_run, write_experiment
 
-from interlat.core import InterlatError
-from interlat.gather import gather
-from interlat.runs import read_manifest
-from interlat.sweep import lay_out, point_name, read_sweep, run_pool, run_sweep, slots
+from interlat.core.basics import InterlatError
+from interlat.runs.gather import gather
+from interlat.runs.notebook import read_manifest
+from interlat.runs.sweep import lay_out, point_name, read_sweep, run_pool, run_sweep, slots
 
 SLOW = "import json, time\nfrom pathlib import Path\ntime.sleep({seconds})\nPath(out, 'metrics.json').write_text(json.dumps(dict(score=seed*lr, parts=dict(a=lr))))"
 

@@ -3,8 +3,8 @@ import json
 
 import pytest
 
-from interlat.core import InterlatError
-from interlat.tasks import Task, load_conversations, load_tasks, save_conversations, save_tasks
+from interlat.core.basics import InterlatError
+from interlat.core.tasks import Task, load_conversations, load_tasks, save_conversations, save_tasks
 
 ASK = [dict(role='user', content='where?')]
 

@@ -5,17 +5,17 @@ from dataclasses import replace
 import pytest, torch
 
 import cast
-from interlat.actor import ModelWithInsertedHiddenState
-from interlat.attribution import Decision, leave_out, leave_span_out
-from interlat.collect import collect
-from interlat.core import InterlatError
-from interlat.evaluate import Contender, evaluate
-from interlat.lm import encode_chat, load_tokenizer, plan_token_ids
-from interlat.message import LatentMessage, MessageStore
-from interlat.rollout import rollout
-from interlat.shares import knowing, share
-from interlat.tasks import Task
-from interlat.topology import *
+from interlat.agents.actor import ModelWithInsertedHiddenState
+from interlat.instruments.attribution import Decision, leave_out, leave_span_out
+from interlat.agents.collect import collect
+from interlat.core.basics import InterlatError
+from interlat.evaluation.evaluate import Contender, evaluate
+from interlat.agents.lm import encode_chat, load_tokenizer, plan_token_ids
+from interlat.messages.message import LatentMessage, MessageStore
+from interlat.evaluation.rollout import rollout
+from interlat.games.shares import knowing, share
+from interlat.core.tasks import Task
+from interlat.agents.topology import *
 
 WRITING = dict(max_new_tokens=7)
 

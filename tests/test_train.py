@@ -4,12 +4,12 @@ import copy, shutil
 import cast, pytest, torch
 from torch.testing import assert_close
 
-from interlat.collect import collect
-from interlat.core import InterlatError
-from interlat.message import MessageStore
-from interlat.objective import Objective, choose_negatives
-from interlat.tasks import further_samples
-from interlat.train import ActorArguments, ActorCollator, ActorDataset, ActorTrainer, align_plan, last_checkpoint, pad_ids, train_actor
+from interlat.agents.collect import collect
+from interlat.core.basics import InterlatError
+from interlat.messages.message import MessageStore
+from interlat.training.objective import Objective, choose_negatives
+from interlat.core.tasks import further_samples
+from interlat.training.actor_trainer import ActorArguments, ActorCollator, ActorDataset, ActorTrainer, align_plan, last_checkpoint, pad_ids, train_actor
 
 
 @pytest.fixture(scope='module')

@@ -10,19 +10,19 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 from transformers.integrations import deepspeed
 
-from interlat.actor import ModelWithInsertedHiddenState
-from interlat.collect import collect
-from interlat.arguments import parse
-from interlat.core import InterlatError
-from interlat.exchange import export_messages
-from interlat.message import MessageStore
-from interlat.recipe import ActorConfig
-from interlat.train import ActorArguments, ActorTrainer, check_training, last_checkpoint
+from interlat.agents.actor import ModelWithInsertedHiddenState
+from interlat.agents.collect import collect
+from interlat.core.arguments import parse
+from interlat.core.basics import InterlatError
+from interlat.messages.exchange import export_messages
+from interlat.messages.message import MessageStore
+from interlat.training.recipes import ActorConfig
+from interlat.training.actor_trainer import ActorArguments, ActorTrainer, check_training, last_checkpoint
 from transformers import Trainer
-from interlat.sources import GameData
-from interlat.training import Messages, open_messages, train_from, whole_weights
+from interlat.commands.sources import GameData
+from interlat.commands.train import Messages, open_messages, train_from, whole_weights
 
-TRAIN = ['-c', "import sys; sys.argv[0] = 'interlat-train'; from interlat.cli import main_train; main_train()"]
+TRAIN = ['-c', "import sys; sys.argv[0] = 'interlat-train'; from interlat.commands.cli import main_train; main_train()"]
 
 
 @pytest.fixture(scope='module')
@@ -78,7 +78,7 @@ def test_two_processes_give_the_curve_of_one(world, tmp_path):
     "The same rows, rates and wrong messages, whose senders sit in the other process; dropout alone would differ."
     one, two = (flags(world, tmp_path/name, per_device_train_batch_size=size, adapter_dropout=0, validation_split=.25) for name, size in (('one', 4), ('two', 2)))
     assert subprocess.run([sys.executable, *TRAIN, *one], env=environment(), capture_output=True).returncode == 0
-    assert pair(tmp_path/'train.py', 'from interlat.cli import main_train; main_train()', *two).count('saved in') == 1
+    assert pair(tmp_path/'train.py', 'from interlat.commands.cli import main_train; main_train()', *two).count('saved in') == 1
     curves = [curve(tmp_path/name) for name in ('one', 'two')]
     assert len(curves[0]) == 7
     pd.testing.assert_frame_equal(*curves, atol=1e-5, rtol=1e-4)
@@ -89,8 +89,8 @@ SHARDED = """
 import torch
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
-from interlat.cli import train
-from interlat.train import ActorArguments
+from interlat.commands.cli import train
+from interlat.training.actor_trainer import ActorArguments
 from transformers import Trainer
 asked = ActorArguments('nowhere', fsdp=True, fsdp_config=dict(activation_checkpointing=True), use_cpu=True).fsdp_plugin_args
 start = Trainer.create_accelerator_and_postprocess

@@ -5,7 +5,7 @@ from tempfile import gettempdir
 import nbformat, papermill as pm, pytest
 from notebooks import ROOT, TUTORIALS, cells
 
-from interlat.runs import _kernel_manager
+from interlat.runs.notebook import _kernel_manager
 
 ids = lambda p: p.stem
 LIMIT = 120 # seconds of wall time on a free core

@@ -8,12 +8,12 @@ import plotly.graph_objects as go
 import pytest
 from notebooks import ROOT
 
-from interlat import look as look_room
-from interlat.core import InterlatError
-from interlat.perturb import VARIANTS
-from interlat.tradeoff import FAMILIES, rate_distortion
-from interlat.look import DARK
-from interlat.viz import CONDITIONS, GREY, PALETTE, in_dark, look, effects_by_type, save_figure, success_by_ablation, success_by_condition, training_dynamics
+from interlat.figures import look as look_room
+from interlat.core.basics import InterlatError
+from interlat.messages.perturb import VARIANTS
+from interlat.figures.tradeoff import FAMILIES, rate_distortion
+from interlat.figures.look import DARK
+from interlat.figures.results import CONDITIONS, GREY, PALETTE, in_dark, look, effects_by_type, save_figure, success_by_ablation, success_by_condition, training_dynamics
 
 SUMMARY = pd.DataFrame([dict(condition=c, n=10, successes=k, success_rate=k/10, ci_low=max(0, k/10 - .2), ci_high=min(1, k/10 + .2))
                         for k, c in enumerate(CONDITIONS)])
@@ -67,7 +67,7 @@ def test_png_without_browser_and_with_blanks_in_paths(tmp_path):
     kaleido = pytest.importorskip('kaleido')
     site = tmp_path/'with blanks'
     shutil.copytree(Path(kaleido.__file__).parent, site/'kaleido')
-    code = "import sys; import plotly.graph_objects as go; from interlat.viz import save_figure; save_figure(go.Figure(go.Scatter(y=[1, 2])), sys.argv[1])"
+    code = "import sys; import plotly.graph_objects as go; from interlat.figures.results import save_figure; save_figure(go.Figure(go.Scatter(y=[1, 2])), sys.argv[1])"
     env = dict(os.environ, PYTHONPATH=f'{site}{os.pathsep}{ROOT}', PATH='/usr/bin:/bin', HTTPS_PROXY='http://127.0.0.1:9', HTTP_PROXY='http://127.0.0.1:9')
     subprocess.run([sys.executable, '-c', code, str(tmp_path/'out put'/'fig')], env=env, check=True, timeout=120)
     assert size(tmp_path/'out put'/'fig.png') == (1400, 1000)
