@@ -83,8 +83,8 @@ def _reason(args, is_student, tasks, name):
     from interlat.messages.message import MessageStore
     from interlat.compression.reason import LatentStudent, collect_latents
     from interlat.training.settings import check_choice, check_range
-    check_range(args, K=(1, None))
-    check_choice(args, feedback=('norm', 'ridge'))
+    check_range(1, K=args.K)
+    check_choice(('norm', 'ridge'), feedback=args.feedback)
     if is_student: student, tokenizer = LatentStudent.from_pretrained(args.model_name_or_path, args.dtype, args.device), load_tokenizer(args.model_name_or_path)
     else:
         lm, tokenizer = load_lm(args.model_name_or_path, args.dtype, args.device)

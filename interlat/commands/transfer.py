@@ -32,7 +32,7 @@ def send_store(
 )->str: # what was sent, in one line
     "Send a store, and say that this was all. Raises `InterlatError` if messages were refused, or the receiver is lost."
     from interlat.training.settings import check_range
-    check_range(args, timeout=(0, None))
+    check_range(0, timeout=args.timeout)
     store, sent, refused = MessageStore(args.messages, create=False), [], []
     with connect(args.to, args.codec, args.basis and Basis.load(args.basis), args.words, args.timeout) as out:
         for task_id in store.task_ids():
@@ -74,7 +74,8 @@ def receive_store(
 )->MessageStore:
     "Fill a store, and tell what was refused. Raises `InterlatError` if nothing came, the end was not said, or, with `strict`, something was refused."
     from interlat.training.settings import check_range
-    check_range(args, max_length=(1, None), max_mb=(0, None), senders=(1, None), timeout=(0, None))
+    check_range(1, max_length=args.max_length, senders=args.senders)
+    check_range(0, max_mb=args.max_mb, timeout=args.timeout)
     store = MessageStore(args.output_dir, args.sender, args.layer, args.width)
     with listen(args.at, _expected(args, store), args.timeout) as inbox:
         print(f"listening at {inbox.address}", flush=True)

@@ -61,7 +61,9 @@ class CompressionArguments(SharedArguments):
     num_train_epochs:float = option(3., 'passes over the data; not in the paper, from the published code')
 
     def __post_init__(self):
-        check_range(self, ce_weight=(0, None), preference_weight=(0, None), direction_weight=(0, None), temperature=(1, None), weight_clip=(0, 1))
+        check_range(0, ce_weight=self.ce_weight, preference_weight=self.preference_weight, direction_weight=self.direction_weight)
+        check_range(1, temperature=self.temperature)
+        check_range(0, 1, weight_clip=self.weight_clip)
         if not self.weight_clip: raise InterlatError('weight_clip must be above 0, found 0; it is a quantile, and 1 clips nothing')
         again = self.gradient_checkpointing or getattr(self, 'activation_checkpointing', False) # two names of one thing; FSDP has its own
         if not again: super().__post_init__()
@@ -136,8 +138,8 @@ class StudentConfig:
     def __post_init__(self):
         for name in ('student_model_name_or_path', 'teacher_model_name_or_path'):
             if not getattr(self, name): raise InterlatError(f"{name} is missing; give a {'language model' if name.startswith('student') else 'checkpoint of an actor'}")
-        check_range(self, K=(1, None))
-        check_choice(self, projector=STARTS)
+        check_range(1, K=self.K)
+        check_choice(STARTS, projector=self.projector)
         self.lora = lora_settings(self.lora)
 
 def new_student(

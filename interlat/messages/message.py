@@ -173,6 +173,15 @@ class MessageStore:
         _same_kind(self.path, (self.sender, self.layer, self.width), (sender, layer, width))
         return self
 
+    def need(self,
+        task_ids, # of all tasks that are to be given their message
+    )->'MessageStore': # itself
+        "Raise `InterlatError` unless each of the tasks has a message."
+        task_ids = list(task_ids)
+        missing = [t for t in task_ids if t not in self]
+        if missing: raise InterlatError(f"{len(missing)} of {len(task_ids)} tasks have no message in {self.path.name!r}, {missing[0]} the first; collect them first")
+        return self
+
     def append(self,
         messages:LatentMessage|list[LatentMessage], # one, or a batch of up to some hundred: they share a shard
     )->None:

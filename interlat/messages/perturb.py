@@ -4,11 +4,9 @@
 
 # %% auto #0
 __all__ = ['LENGTHS', 'VARIANTS', 'white_noise', 'cov_noise', 'cov_gauss', 'haar', 'random_rot', 'mean_pool', 'mix', 'Variant',
-           'short_list', 'check_variant', 'perturb']
+           'check_variant', 'perturb']
 
 # %% ../../nbs/02_messages/08_perturb.ipynb #27ec163d
-import re
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Callable
 import torch
@@ -151,16 +149,6 @@ VARIANTS = {v.name: v for v in (
 )}
 
 # %% ../../nbs/02_messages/08_perturb.ipynb #72927266
-def short_list(
-    names:Iterable[str], # different names
-)->str: # e.g. 'latent, first_{2|1}'
-    "The names for an error message: those that differ only in a number after their last `_` are one entry."
-    ends = {}
-    for name in names:
-        stem, end = re.fullmatch(r'(.*?)((?<=_)[\d.]+)?', name).groups('')
-        ends.setdefault(stem, []).append(end)
-    return ', '.join(stem + (e[0] if len(e) == 1 else f"{{{'|'.join(e)}}}") for stem, e in ends.items())
-
 def check_variant(
     name:str, # e.g. 'latent'
 )->Variant:
