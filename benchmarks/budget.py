@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from interlat.games.alfworld import generate_games
+from interlat.games.generate import generate_games
 from interlat.runs.budget import measured_cpu, train_cost, write_cost
 from interlat.agents.collect import collect, generate_messages
 from interlat.core.basics import cli, write_atomic

@@ -16,7 +16,7 @@ from interlat.messages.channel import connect, listen
 from interlat.core.basics import cli, write_atomic
 from interlat.messages.mailbox import Expected
 from interlat.messages.message import LatentMessage
-from interlat.runs.notebook import machine
+from interlat.runs.provenance import machine
 
 CODECS = ('float32', 'bfloat16', 'int8')
 SIDES = ('plain', *(f'{way} {codec}' for way in ('socket', 'folder') for codec in CODECS))

@@ -29,14 +29,14 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from interlat.agents.actor import ModelWithInsertedHiddenState
-from interlat.games.alfworld import generate_games
+from interlat.games.generate import generate_games
 from interlat.agents.collect import end_token_ids, generate_messages, pad_left, write_plans
 from interlat.core.basics import InterlatError, cli, set_seed, write_atomic
 from interlat.compression.distill import Distillation
 from interlat.games.household import game_task
 from interlat.agents.lm import add_message_tokens, encode_chat, load_lm
 from interlat.compression.reason import LatentStudent, latent_reason
-from interlat.runs.notebook import machine
+from interlat.runs.provenance import machine
 
 WEIGHTS = dict(ce=1., preference=1., direction=1.)
 SIDES = ('loop, no cache', 'loop', 'ours')

@@ -4,11 +4,13 @@ from pathlib import Path
 
 import psutil
 
-from interlat.games.alfworld import GameEnv, find_games, game_id, generate_games, read_game
+from interlat.games.gamefile import game_id, read_game
+from interlat.games.generate import generate_games
+from interlat.games.alfworld import GameEnv, find_games
 from interlat.core.basics import cli, write_atomic
 from interlat.games.batch import GameBatch
 from interlat.games.oracle import RandomPlayer, mixed_games
-from interlat.runs.notebook import machine
+from interlat.runs.provenance import machine
 
 STEPS = 20 # commands in each game of the comparison
 

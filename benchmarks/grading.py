@@ -21,7 +21,7 @@ from interlat.maths.boxed import extract_boxed
 from interlat.core.basics import InterlatError, check_file, cli, write_atomic
 from interlat.core.crew import Crew
 from interlat.maths.grade import MEMORY, Grader, grade_counts, warm
-from interlat.runs.notebook import machine
+from interlat.runs.provenance import machine
 from interlat.maths.values import math_verify_alone, plain_number, take_apart
 
 

@@ -19,7 +19,7 @@ from interlat.agents.lm import load_tokenizer, message_token_ids
 from interlat.maths.grade import Grade
 from interlat.messages.message import LatentMessage, MessageStore
 from interlat.evaluation.questions import AnswerLog
-from interlat.runs.notebook import machine
+from interlat.runs.provenance import machine
 from interlat.instruments.session import save_session
 from interlat.core.tasks import Task
 from interlat.agents.tiny import tiny_lm

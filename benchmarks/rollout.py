@@ -8,7 +8,7 @@ import argparse, json, tempfile, time
 import torch
 
 from interlat.agents.actor import ModelWithInsertedHiddenState
-from interlat.games.alfworld import generate_games
+from interlat.games.generate import generate_games
 from interlat.agents.collect import generate_messages, greedy_config
 from interlat.core.basics import write_atomic
 from interlat.agents.decode import Speaker
@@ -16,7 +16,7 @@ from interlat.games.household import game_task
 from interlat.agents.lm import add_message_tokens, encode_chat, load_lm
 from interlat.messages.message import LatentMessage
 from interlat.evaluation.rollout import rollout
-from interlat.runs.notebook import machine
+from interlat.runs.provenance import machine
 
 class Generate(Speaker):
     "What everybody writes first: encode the whole conversation and call `generate`, one game after the other."

@@ -17,7 +17,7 @@ import torch
 
 from interlat.core.basics import InterlatError, cli, write_atomic
 from interlat.messages.message import LatentMessage, MessageStore
-from interlat.runs.notebook import machine
+from interlat.runs.provenance import machine
 
 STATES = pa.list_(pa.list_(pa.float32()))
 

@@ -20,7 +20,7 @@ from interlat.agents.actor import ModelWithInsertedHiddenState
 from interlat.core.basics import InterlatError, cli, set_seed, write_atomic
 from interlat.training.curriculum import mix, resample_length
 from interlat.training.objective import Objective
-from interlat.runs.notebook import machine
+from interlat.runs.provenance import machine
 
 WEIGHTS = dict(task=1., separation=1., alignment=.2)
 

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from interlat.games.alfworld import TASK_TYPES, expert_turns, find_games, generate_games, plan_text, read_game
+from interlat.games.gamefile import TASK_TYPES, read_game
+from interlat.games.generate import generate_games
+from interlat.games.alfworld import expert_turns, find_games, plan_text
 from interlat.core.basics import InterlatError
 from interlat.games.gamefile import parse_game
 from interlat.games.generate import certify

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from notebooks import ROOT
 
-from interlat.games.alfworld import generate_games
+from interlat.games.generate import generate_games
 
 
 def script(name):

@@ -109,7 +109,7 @@ def test_training_takes_the_original_codes_flags(world, tmp_path, monkeypatch, c
     "On the command line and in a file."
     from interlat.core.arguments import parse
     from interlat.training.recipes import ActorConfig
-    from interlat.training.actor_trainer import ActorArguments
+    from interlat.training.settings import ActorArguments
     from interlat.commands.sources import SOURCES
     from interlat.commands.train import Messages
     given = dict(model_name_or_path='m', data_path='d.json', hidden_data_path='h', output_dir=str(tmp_path), num_train_epochs=3, plan_similarity_weight=.3,

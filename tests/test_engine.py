@@ -3,7 +3,9 @@ import json, shutil
 
 import pytest
 
-from interlat.games.alfworld import GameEnv, find_games, generate_games, map_text, plan_text, read_game, task_type
+from interlat.games.gamefile import read_game
+from interlat.games.generate import generate_games
+from interlat.games.alfworld import GameEnv, find_games, map_text, plan_text, task_type
 from interlat.core.basics import InterlatError
 from interlat.games.engine import NativeEngine
 from interlat.games.gamefile import parse_game

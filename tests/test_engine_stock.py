@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from interlat.games.alfworld import GameEnv, TASK_TYPES, find_games, generate_games, read_game, task_type
+from interlat.games.gamefile import TASK_TYPES, read_game
+from interlat.games.generate import generate_games
+from interlat.games.alfworld import GameEnv, find_games, task_type
 from interlat.core.basics import InterlatError
 from interlat.games.batch import GameBatch
 from interlat.games.oracle import KINDS, compare, replay_rows

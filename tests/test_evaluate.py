@@ -12,11 +12,10 @@ from interlat.games.alfworld import GameEnv
 from interlat.agents.collect import collect
 from interlat.core.basics import InterlatError
 from interlat.evaluation.evaluate import *
-from interlat.evaluation.log import *
+from interlat.evaluation.summary import *
 from interlat.messages.message import MessageStore
 from interlat.messages.perturb import VARIANTS
 from interlat.evaluation.rollout import Episode
-from interlat.evaluation.summary import *
 
 CONDITIONS = ['latent', 'no_comm', 'cross_task', 'white_noise', 'no_cot']
 SHORT = dict(max_new_tokens=5, max_steps=3, progress=False)

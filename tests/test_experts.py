@@ -4,7 +4,9 @@ import os, random, re, subprocess, sys
 import pytest
 
 from interlat.games import experts
-from interlat.games.alfworld import generate_games, plan_text, read_game
+from interlat.games.gamefile import read_game
+from interlat.games.generate import generate_games
+from interlat.games.alfworld import plan_text
 from interlat.core.basics import InterlatError
 from interlat.games.engine import NativeEngine
 from interlat.games.experts import ExpertFailed, abstract_plan, conversation, expert_commands, expert_tasks, thoughts

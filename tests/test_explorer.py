@@ -2,15 +2,15 @@
 import pytest
 from cast import actor, questions
 
-from interlat.agents.collect import *
 from interlat.core.basics import *
-from interlat.instruments.explorer import *
-from interlat.agents.lm import *
 from interlat.messages.message import *
-from interlat.instruments.page import *
+from interlat.agents.lm import *
+from interlat.agents.collect import *
 from interlat.evaluation.questions import *
 from interlat.instruments.session import *
 from interlat.instruments.view import *
+from interlat.instruments.explorer import *
+from interlat.instruments.page import *
 
 
 def shown(x, panel): return str(x.outputs[panel].outputs)

@@ -7,9 +7,12 @@ import pytest
 
 import interlat.core.crew
 from interlat.games import batch as gamebatch
-from interlat.games.alfworld import ENGINES, GameEnv, GameStep, generate_games, read_game
+from interlat.games.gamefile import read_game
+from interlat.games.generate import generate_games
+from interlat.games.alfworld import ENGINES, GameEnv, GameStep
 from interlat.core.basics import InterlatError
-from interlat.games.batch import Crew, GameBatch, WorkerDied, spread
+from interlat.core.crew import Crew, WorkerDied
+from interlat.games.batch import GameBatch, spread
 from interlat.games.oracle import RandomPlayer
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 import interlat.games.generate as generate
-from interlat.games.alfworld import GameEnv, find_games, read_game
+from interlat.games.gamefile import read_game
+from interlat.games.alfworld import GameEnv, find_games
 from interlat.core.basics import InterlatError
 from interlat.games.engine import NativeEngine
 from interlat.games.gamefile import TASK_TYPES

@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from interlat.commands import launch as room
-from interlat.games.alfworld import generate_games
+from interlat.games.generate import generate_games
 from interlat.agents.collect import collect
 from interlat.core.basics import InterlatError
 from interlat.games.household import game_task

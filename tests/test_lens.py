@@ -3,8 +3,8 @@ import pytest
 import torch
 from cast import questions, random_lm
 
-from interlat.instruments.lens import *
 from interlat.agents.lm import *
+from interlat.instruments.lens import *
 from interlat.instruments.session import *
 
 

@@ -3,9 +3,11 @@ from collections import Counter
 
 import pytest
 
-from interlat.games.alfworld import ENGINES, GameEnv, TASK_TYPES, generate_games, read_game, task_type
+from interlat.games.gamefile import TASK_TYPES, read_game
+from interlat.games.generate import generate_games
+from interlat.games.alfworld import ENGINES, GameEnv, task_type
 from interlat.core.basics import InterlatError
-from interlat.games.batch import WorkerDied
+from interlat.core.crew import WorkerDied
 from interlat.games import oracle
 from interlat.games.oracle import KINDS, RandomPlayer, compare, compare_games, kind_of, mixed_games, replay, replay_rows
 

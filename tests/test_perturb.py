@@ -5,7 +5,8 @@ import pytest, torch
 from hypothesis import given, settings, strategies as st
 from interlat.core.basics import InterlatError
 from interlat.messages.message import LatentMessage
-from interlat.messages.perturb import VARIANTS, haar, mean_pool, perturb, random_rot, short_list
+from interlat.core.basics import short_list
+from interlat.messages.perturb import VARIANTS, haar, mean_pool, perturb, random_rot
 
 NAMES = ['latent', 'text', 'no_comm', 'cross_task', 'white_noise', 'cov_noise_0.5', 'cov_noise_1.0', 'cov_gauss_0', 'cov_gauss_mu', 'random_rot']
 NOISY = NAMES[4:]

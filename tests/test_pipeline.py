@@ -4,7 +4,7 @@ import json, re, subprocess, time
 import pytest
 from notebooks import ROOT, start_run
 
-from interlat.games.alfworld import generate_games
+from interlat.games.generate import generate_games
 from interlat.runs.budget import KNOWN, budget, count_parameters, device, model_config, train_cost, write_cost
 from interlat.core.basics import InterlatError
 from interlat.runs.dryrun import check_model, dry_run

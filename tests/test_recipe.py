@@ -4,8 +4,8 @@ import pytest, torch
 
 import cast
 from interlat.agents.actor import *
-from interlat.core.basics import InterlatError
 from interlat.training.recipes import *
+from interlat.core.basics import InterlatError
 
 PROMPT = [dict(role='user', content='go to the shelf and look')]
 

@@ -6,13 +6,12 @@ import pytest
 import torch
 from cast import actor, games, lm, questions, tokenizer
 
-from interlat.instruments.attribution import *
-from interlat.agents.collect import *
 from interlat.core.basics import *
-from interlat.evaluation.log import *
-from interlat.agents.lm import *
 from interlat.messages.message import *
+from interlat.agents.lm import *
+from interlat.agents.collect import *
 from interlat.evaluation.questions import *
+from interlat.instruments.attribution import *
 from interlat.instruments.session import *
 
 

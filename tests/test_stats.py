@@ -6,8 +6,7 @@ from hypothesis import given, settings, strategies as st
 from scipy.stats import binom
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from interlat.core.basics import InterlatError
-from interlat.core.stats import (bootstrap_ci, detectable_effect, holm, mcnemar, minimum_detectable_effect, newcombe, paired_difference, paired_rates,
-                            pareto_front, rate_interval, sign_flip, wilson)
+from interlat.core.stats import bootstrap_ci, detectable_effect, holm, mcnemar, minimum_detectable_effect, newcombe, paired_difference, paired_rates, pareto_front, rate_interval, sign_flip, wilson
 
 counts = st.integers(0, 40)
 

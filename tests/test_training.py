@@ -17,7 +17,9 @@ from interlat.core.basics import InterlatError
 from interlat.messages.exchange import export_messages
 from interlat.messages.message import MessageStore
 from interlat.training.recipes import ActorConfig
-from interlat.training.actor_trainer import ActorArguments, ActorTrainer, check_training, last_checkpoint
+from interlat.training.settings import ActorArguments
+from interlat.training.trainer import last_checkpoint
+from interlat.training.actor_trainer import ActorTrainer, check_training
 from transformers import Trainer
 from interlat.commands.sources import GameData
 from interlat.commands.train import Messages, open_messages, train_from, whole_weights

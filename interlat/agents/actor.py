@@ -21,8 +21,8 @@ from transformers.utils import ModelOutput
 
 from ..core.basics import *
 from .adapter import *
-from .checkpoint import *
 from .lora import *
+from .checkpoint import *
 
 # %% ../../nbs/05_agents/07_actor.ipynb #fab6292a
 class Spliced(NamedTuple):

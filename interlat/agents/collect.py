@@ -18,9 +18,9 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from ..core.basics import *
-from .lm import *
-from ..messages.message import *
 from ..core.tasks import *
+from ..messages.message import *
+from .lm import *
 
 # %% ../../nbs/05_agents/03_collect.ipynb #d9a20508
 def end_token_ids(

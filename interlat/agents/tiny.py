@@ -10,8 +10,8 @@ __all__ = ['SHAPES', 'MARKS', 'WORDS', 'MATH_WORDS', 'LESSONS', 'chat_template',
 import random
 
 from ..core.basics import *
-from .lm import *
 from ..core.tasks import *
+from .lm import *
 
 # %% ../../nbs/05_agents/02_tiny.ipynb #df116e37
 SHAPES = { # family of each preset and its size

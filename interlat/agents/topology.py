@@ -19,8 +19,8 @@ import pandas as pd
 import torch
 
 from ..core.basics import *
-from ..messages.message import *
 from ..core.tasks import *
+from ..messages.message import *
 from .lm import *
 from .collect import *
 from .actor import *

@@ -32,7 +32,7 @@ def games(
 )->None:
     "Make games and say where they are."
     args, = parse(GamesArguments, argv, GamesArguments.__doc__)
-    from interlat.games.alfworld import generate_games
+    from interlat.games.generate import generate_games
     files = generate_games(args.out, args.n, args.split, args.seed, args.size)
     print(f"{len(files)} games in {Path(args.out)/args.split}")
 
@@ -82,7 +82,7 @@ def _reason(args, is_student, tasks, name):
     from interlat.agents.lm import load_lm, load_tokenizer
     from interlat.messages.message import MessageStore
     from interlat.compression.reason import LatentStudent, collect_latents
-    from interlat.training.settings import check_choice, check_range
+    from interlat.core.basics import check_choice, check_range
     check_range(1, K=args.K)
     check_choice(('norm', 'ridge'), feedback=args.feedback)
     if is_student: student, tokenizer = LatentStudent.from_pretrained(args.model_name_or_path, args.dtype, args.device), load_tokenizer(args.model_name_or_path)

@@ -10,15 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..core.basics import *
+from ..core.arguments import *
 from ..messages.message import *
-from ..agents.lm import *
 from ..messages.perturb import *
+from ..agents.lm import *
 from ..agents.actor import *
 from ..evaluation.log import *
 from ..evaluation.evaluate import *
 from ..evaluation.questions import *
 from ..instruments.session import *
-from ..core.arguments import *
 from .sources import *
 from .report import *
 

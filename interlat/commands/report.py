@@ -20,7 +20,7 @@ from ..evaluation.accuracy import *
 # %% ../../nbs/11_commands/03_report.ipynb #20d00005
 def _figures(out, runs, told, by, what):
     "Save the figures of the runs and of their effects. Raises `InterlatError` without plotly."
-    try: from interlat.figures.results import effects_by_type, save_figure, success_by_condition
+    try: from interlat.figures.look import save_figure; from interlat.figures.results import effects_by_type, success_by_condition
     except ImportError as e: raise InterlatError(f"the tables are in {out}; the figures need plotly and kaleido ({e}): pip install 'interlat[viz]'") from e
     save_figure(success_by_condition(summarise(runs), what=what), out/'figures'/'success_by_condition')
     if len(told): save_figure(effects_by_type(told, by=by, what=what), out/'figures'/'effects_by_type')

@@ -14,13 +14,13 @@ from pathlib import Path
 from ..core.basics import *
 from ..core.rows import *
 from ..core.tasks import *
-from ..maths.problems import *
-from ..maths.custom import *
+from ..core.arguments import *
 from ..games.alfworld import *
 from ..games.oracle import *
 from ..games.household import *
+from ..maths.problems import *
+from ..maths.custom import *
 from ..maths.mathdata import *
-from ..core.arguments import *
 
 # %% ../../nbs/11_commands/01_sources.ipynb #2ba00005
 FEW = ['--limit'] # another name for the number of tasks

@@ -18,21 +18,17 @@ from transformers.integrations import deepspeed
 from ..core.basics import *
 from ..messages.message import *
 from ..messages.exchange import *
-from ..core.tasks import *
 from ..agents.lm import *
 from ..agents.checkpoint import *
 from ..agents.actor import *
 from ..training.memory import *
-from ..training.objective import *
 from ..training.lessons import *
 from ..training.settings import *
 from ..training.trainer import *
 from ..training.actor_trainer import *
 from ..training.recipes import *
-from ..compression.reason import *
 from ..compression.distill import *
 from ..compression.compress import *
-from .sources import *
 
 # %% ../../nbs/11_commands/02_train.ipynb #55d60ad4
 @dataclass

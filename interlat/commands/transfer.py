@@ -31,7 +31,7 @@ def send_store(
     args:SendArguments, # what, where to, and how
 )->str: # what was sent, in one line
     "Send a store, and say that this was all. Raises `InterlatError` if messages were refused, or the receiver is lost."
-    from interlat.training.settings import check_range
+    from interlat.core.basics import check_range
     check_range(0, timeout=args.timeout)
     store, sent, refused = MessageStore(args.messages, create=False), [], []
     with connect(args.to, args.codec, args.basis and Basis.load(args.basis), args.words, args.timeout) as out:
@@ -73,7 +73,7 @@ def receive_store(
     args:ReceiveArguments, # where, from whom, and where to
 )->MessageStore:
     "Fill a store, and tell what was refused. Raises `InterlatError` if nothing came, the end was not said, or, with `strict`, something was refused."
-    from interlat.training.settings import check_range
+    from interlat.core.basics import check_range
     check_range(1, max_length=args.max_length, senders=args.senders)
     check_range(0, max_mb=args.max_mb, timeout=args.timeout)
     store = MessageStore(args.output_dir, args.sender, args.layer, args.width)

@@ -15,11 +15,12 @@ import pandas as pd
 import torch
 
 from ..core.basics import *
-from ..messages.message import *
 from ..core.tasks import *
+from ..core.arguments import *
+from ..messages.message import *
 from ..agents.lm import *
-from ..agents.lora import *
 from ..agents.collect import *
+from ..agents.lora import *
 from ..agents.actor import *
 from ..training.lessons import *
 from ..training.settings import *

@@ -12,11 +12,10 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from ..core.basics import *
-from ..messages.message import *
+from ..core.tasks import *
 from ..messages.basis import *
 from ..messages.packet import *
-from ..core.tasks import *
+from ..messages.message import *
 from ..agents.lm import *
 from ..agents.actor import *
 from ..training.objective import *

@@ -18,8 +18,8 @@ from torch import nn, Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from ..core.basics import *
-from ..messages.message import *
 from ..core.tasks import *
+from ..messages.message import *
 from ..agents.lm import *
 from ..agents.collect import *
 from ..agents.adapter import *

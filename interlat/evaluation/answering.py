@@ -9,8 +9,8 @@ __all__ = ['Answering', 'Completion', 'check_questions', 'answer']
 from dataclasses import dataclass
 
 from ..core.basics import *
-from ..messages.message import *
 from ..core.tasks import *
+from ..messages.message import *
 from ..agents.lm import *
 from ..agents.decode import *
 

@@ -20,10 +20,10 @@ import torch
 from tqdm.auto import tqdm
 
 from ..core.basics import *
-from ..messages.message import *
 from ..core.tasks import *
-from ..games.household import *
+from ..messages.message import *
 from ..messages.perturb import *
+from ..games.household import *
 from .rollout import *
 from .log import *
 

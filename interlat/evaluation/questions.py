@@ -16,8 +16,8 @@ from typing import Callable
 import pandas as pd
 
 from ..core.basics import *
-from ..messages.message import *
 from ..core.tasks import *
+from ..messages.message import *
 from ..maths.boxed import *
 from ..maths.grade import *
 from .log import *

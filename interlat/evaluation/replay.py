@@ -13,6 +13,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from ..core.basics import *
+from ..games.gamefile import *
 from ..games.alfworld import *
 from ..games.oracle import *
 from .log import *

@@ -13,8 +13,8 @@ from html import escape
 from tqdm.auto import tqdm
 
 from ..core.basics import *
-from ..messages.message import *
 from ..core.tasks import *
+from ..messages.message import *
 from ..games.alfworld import *
 from ..games.words import *
 from ..games.batch import *

@@ -10,6 +10,7 @@ __all__ = ['BLUES', 'spectrum_curves', 'norm_profile', 'lens_heatmap', 'cka_heat
 from html import escape
 
 from ..core.basics import *
+from .look import *
 from .results import *
 
 # %% ../../nbs/09_figures/04_instruments.ipynb #18c00005

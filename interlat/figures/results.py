@@ -12,7 +12,6 @@ import math
 from itertools import cycle
 
 from ..core.basics import *
-from ..core.stats import *
 from .look import *
 
 # %% ../../nbs/09_figures/02_results.ipynb #e5095700

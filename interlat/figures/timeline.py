@@ -9,7 +9,7 @@ __all__ = ['KINDS', 'MARKS', 'REFUSED', 'command_kind', 'episode_timeline', 'tra
 from html import escape
 
 from ..core.basics import *
-from .results import *
+from .look import *
 
 # %% ../../nbs/09_figures/05_timeline.ipynb #18d00005
 KINDS = { # kind of a command -> its first words, symbol, colour

@@ -11,6 +11,7 @@ from itertools import cycle
 
 from ..core.basics import *
 from ..core.stats import *
+from .look import *
 from .results import *
 
 # %% ../../nbs/09_figures/03_tradeoff.ipynb #e7a0f002

@@ -6,7 +6,6 @@
 __all__ = ['STATES', 'HELP', 'APPLIANCES', 'TREATED', 'World', 'admissible', 'has_won', 'NativeEngine']
 
 # %% ../../nbs/03_games/02_engine.ipynb #cd7c96e3
-from ..core.basics import *
 from .gamefile import *
 
 # %% ../../nbs/03_games/02_engine.ipynb #cf7d5e50

@@ -20,8 +20,8 @@ from .gamefile import *
 from .engine import *
 from .generate import *
 from .alfworld import *
-from .alfworld import _game, _lodging, _own_argv, _stock
 from .household import *
+from .alfworld import _game, _lodging, _own_argv, _stock
 
 # %% ../../nbs/03_games/10_experts.ipynb #ad95c26b
 EXPERTS = ('walkthrough', 'planner', 'handcoded')

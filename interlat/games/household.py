@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..core.basics import *
 from ..core.tasks import *
+from .gamefile import *
 from .alfworld import *
 
 # %% ../../nbs/03_games/09_household.ipynb #84e0579b

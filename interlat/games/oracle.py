@@ -14,10 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..core.basics import *
-from .engine import APPLIANCES
-from .alfworld import *
 from ..core.crew import *
+from .gamefile import *
+from .alfworld import *
 from .batch import *
+from .engine import APPLIANCES
 
 # %% ../../nbs/03_games/08_oracle.ipynb #93a3eaca
 DOINGS = ('go', 'open', 'close', 'take', 'move', 'clean', 'heat', 'cool', 'use', 'slice', 'examine receptacle', 'examine object',

@@ -17,7 +17,6 @@ from types import SimpleNamespace
 import numpy as np
 
 from ..core.basics import *
-from .gamefile import *
 
 # %% ../../nbs/03_games/03_scenes.ipynb #c50d873c
 @lru_cache(maxsize=None)

@@ -18,8 +18,8 @@ from transformers import DynamicCache
 from ..core.basics import *
 from ..messages.message import *
 from ..agents.lm import *
-from ..training.losses import *
 from ..agents.decode import *
+from ..training.losses import *
 
 # %% ../../nbs/10_instruments/04_attribution.ipynb #a77b0008
 def _continuations(tokenizer, turns, candidates):

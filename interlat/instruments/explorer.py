@@ -14,9 +14,10 @@ from pathlib import Path
 
 from ..core.basics import *
 from ..messages.perturb import *
-from .session import *
-from .probe import *
+from ..figures.look import *
 from ..figures.results import *
+from .probe import *
+from .session import *
 from .view import *
 
 # %% ../../nbs/10_instruments/08_explorer.ipynb #19e00005

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 
 from ..core.basics import *
-from ..messages.message import *
 
 # %% ../../nbs/10_instruments/01_geometry.ipynb #16e00006
 def _cloud(x):

@@ -14,10 +14,11 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from ..core.basics import *
-from .attribution import *
-from .probe import *
-from .session import *
+from ..figures.look import *
 from ..figures.results import *
+from .lens import *
+from .attribution import *
+from .session import *
 from .view import *
 
 # %% ../../nbs/10_instruments/09_page.ipynb #19eb0005

@@ -18,7 +18,6 @@ import pandas as pd
 import torch
 
 from ..core.basics import *
-from ..messages.message import *
 from ..core.stats import *
 from ..core.tasks import *
 from .geometry import *

@@ -16,8 +16,8 @@ from pathlib import Path
 import pandas as pd
 
 from ..core.basics import *
-from ..messages.message import *
 from ..core.tasks import *
+from ..messages.message import *
 from ..messages.perturb import *
 from ..games.batch import *
 from ..agents.lm import *

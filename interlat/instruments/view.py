@@ -17,12 +17,15 @@ from tqdm.auto import tqdm
 from ..core.basics import *
 from ..messages.message import *
 from ..messages.perturb import *
-from .attribution import *
-from .probe import *
-from .session import *
+from ..figures.look import *
 from ..figures.results import *
 from ..figures.instruments import *
 from ..figures.timeline import *
+from .geometry import *
+from .lens import *
+from .attribution import *
+from .probe import *
+from .session import *
 
 # %% ../../nbs/10_instruments/07_view.ipynb #f1e70005
 @dataclass(frozen=True)

@@ -12,8 +12,6 @@ from random import Random
 
 import sympy as sp
 
-from ..core.basics import *
-
 # %% ../../nbs/04_maths/08_sketches.ipynb #05c00005
 @dataclass(frozen=True)
 class Sketch:

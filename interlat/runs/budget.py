@@ -16,9 +16,9 @@ import torch
 
 from ..core.basics import *
 from ..agents.lm import *
+from ..agents.lora import *
 from ..agents.actor import *
 from ..training.memory import *
-from ..agents.lora import *
 from ..training.recipes import *
 from ..evaluation.evaluate import *
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.basics import *
-from ..agents.lm import *
 from ..games.alfworld import *
 from ..maths.mathdata import *
+from ..agents.lm import *
 from .notebook import *
 from .budget import *
 

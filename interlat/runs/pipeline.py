@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..core.basics import *
+from ..commands.launch import *
 from .notebook import *
 from .budget import *
-from ..commands.launch import *
 
 # %% ../../nbs/12_runs/07_pipeline.ipynb #22000005
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import pandas as pd
 import torch
 
 from ..core.basics import *
-from ..messages.message import *
 from ..core.tasks import *
+from ..messages.message import *
 from ..agents.actor import *
 from .losses import *
 from .curriculum import *

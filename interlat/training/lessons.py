@@ -13,8 +13,8 @@ import torch
 from torch.utils.data import Dataset
 
 from ..core.basics import *
-from ..messages.message import *
 from ..core.tasks import *
+from ..messages.message import *
 from ..agents.lm import *
 
 # %% ../../nbs/06_training/07_lessons.ipynb #526bd0f1

@@ -15,11 +15,11 @@ import pandas as pd
 import torch
 
 from ..core.basics import *
-from ..messages.message import *
 from ..core.tasks import *
+from ..messages.message import *
 from ..agents.lm import *
-from ..agents.lora import *
 from ..agents.adapter import *
+from ..agents.lora import *
 from ..agents.checkpoint import *
 from ..agents.actor import *
 from .lessons import *

@@ -14,6 +14,7 @@ import torch
 from transformers import TrainingArguments
 
 from ..core.basics import *
+from ..core.arguments import *
 from .losses import *
 from .objective import *
 

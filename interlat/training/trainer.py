@@ -17,7 +17,6 @@ from transformers import PrinterCallback, ProgressCallback, Trainer
 
 from ..core.basics import *
 from ..agents.lora import *
-from .settings import *
 
 # %% ../../nbs/06_training/09_trainer.ipynb #12a60005
 TRAINED = 'trained.safetensors' # in a checkpoint with frozen weights: those that are not

@@ -11,8 +11,6 @@ import warnings
 from scipy.stats import ttest_1samp
 from transformers import TrainerCallback
 
-from ..core.basics import *
-
 # %% ../../nbs/06_training/06_watch.ipynb #905062cf
 def gains(
     losses:dict, # mean cross-entropy of each row (B,), nats a token: right, wrong, none
