@@ -14,10 +14,11 @@ from interlat.runs.budget import measured_cpu, train_cost, write_cost
 from interlat.agents.collect import collect, generate_messages
 from interlat.core.basics import cli, write_atomic
 from interlat.games.household import game_task
-from interlat.agents.lm import encode_chat, load_lm, load_tokenizer
+from interlat.agents.lm import load_lm, load_tokenizer
+from interlat.agents.chat import encode_chat
 from interlat.messages.message import MessageStore
 from interlat.runs.provenance import machine
-from interlat.training.recipes import actor_for
+from interlat.agents.new_actor import actor_for
 from interlat.training.settings import ActorArguments
 from interlat.training.actor_trainer import actor_trainer
 

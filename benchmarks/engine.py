@@ -6,10 +6,12 @@ import psutil
 
 from interlat.games.gamefile import game_id, read_game
 from interlat.games.generate import generate_games
-from interlat.games.alfworld import GameEnv, find_games
+from interlat.games.find import find_games
+from interlat.games.env import GameEnv
 from interlat.core.basics import cli, write_atomic
 from interlat.games.batch import GameBatch
-from interlat.games.oracle import RandomPlayer, mixed_games
+from interlat.games.find import mixed_games
+from interlat.games.wanderer import RandomPlayer
 from interlat.runs.provenance import machine
 
 STEPS = 20 # commands in each game of the comparison

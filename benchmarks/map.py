@@ -15,7 +15,8 @@ import torch
 from interlat.agents.actor import ModelWithInsertedHiddenState
 from interlat.evaluation.answering import Completion
 from interlat.core.basics import cli, write_atomic
-from interlat.agents.lm import load_tokenizer, message_token_ids
+from interlat.agents.lm import load_tokenizer
+from interlat.agents.chat import message_token_ids
 from interlat.maths.grade import Grade
 from interlat.messages.message import LatentMessage, MessageStore
 from interlat.evaluation.questions import AnswerLog

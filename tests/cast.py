@@ -4,9 +4,10 @@ from pathlib import Path
 
 from interlat.core.basics import *
 from interlat.messages.message import *
-from interlat.games.alfworld import *
+from interlat.games.generate import *
 from interlat.games.household import *
 from interlat.agents.lm import *
+from interlat.agents.chat import *
 from interlat.agents.tiny import *
 
 

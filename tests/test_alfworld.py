@@ -7,7 +7,8 @@ import pytest
 
 from interlat.games.gamefile import TASK_TYPES, read_game
 from interlat.games.generate import generate_games
-from interlat.games.alfworld import expert_turns, find_games, plan_text
+from interlat.games.find import find_games
+from interlat.games.words import expert_turns, plan_text
 from interlat.core.basics import InterlatError
 from interlat.games.gamefile import parse_game
 from interlat.games.generate import certify

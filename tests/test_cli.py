@@ -108,7 +108,7 @@ def test_arguments_come_from_a_file_too(tmp_path, monkeypatch, capsys):
 def test_training_takes_the_original_codes_flags(world, tmp_path, monkeypatch, capsys):
     "On the command line and in a file."
     from interlat.core.arguments import parse
-    from interlat.training.recipes import ActorConfig
+    from interlat.agents.new_actor import ActorConfig
     from interlat.training.settings import ActorArguments
     from interlat.commands.sources import SOURCES
     from interlat.commands.train import Messages

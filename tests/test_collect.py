@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest, torch
 
 import cast
+from interlat.agents.sampling import *
 from interlat.agents.collect import *
-from interlat.agents.lm import encode_chat
+from interlat.agents.chat import encode_chat
 from interlat.messages.message import MessageStore
 from interlat.core.tasks import Task
 

@@ -5,10 +5,11 @@ import pytest, torch
 from transformers import AutoModelForCausalLM, MistralConfig
 
 import cast
-import interlat.agents.decode
-from interlat.agents.collect import greedy_config, through_end
-from interlat.agents.decode import *
-from interlat.agents.lm import Conversation, encode_chat
+import interlat.agents.cache
+from interlat.agents.sampling import greedy_config, through_end
+from interlat.agents.cache import *
+from interlat.agents.speaker import *
+from interlat.agents.chat import Conversation, encode_chat
 
 WORDS = ['mug', 'desk 1', 'go to', 'take', 'shelf 2', 'the', 'put', 'apple 1', '.', 'you see']
 
@@ -42,8 +43,8 @@ def anew(actor, tok, seat, max_new_tokens):
 def test_whoever_comes_and_goes(actor, seed, monkeypatch):
     model, tok = actor
     rng, speaker, ahead = random.Random(seed), Speaker(model, tok, max_new_tokens=7), []
-    look = interlat.agents.decode._ahead
-    monkeypatch.setattr(interlat.agents.decode, '_ahead', lambda *a: ahead.append(look(*a, worth=16)) or ahead[-1])
+    look = interlat.agents.cache._ahead
+    monkeypatch.setattr(interlat.agents.cache, '_ahead', lambda *a: ahead.append(look(*a, worth=16)) or ahead[-1])
     seats = [guest(tok, rng, i) for i in range(4)]
     for turn in range(8):
         expected = [anew(model, tok, s, 7) for s in seats]

@@ -5,7 +5,9 @@ import pytest
 
 from interlat.games.gamefile import read_game
 from interlat.games.generate import generate_games
-from interlat.games.alfworld import GameEnv, find_games, map_text, plan_text, task_type
+from interlat.games.find import find_games, task_type
+from interlat.games.env import GameEnv
+from interlat.games.words import map_text, plan_text
 from interlat.core.basics import InterlatError
 from interlat.games.engine import NativeEngine
 from interlat.games.gamefile import parse_game

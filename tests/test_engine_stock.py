@@ -6,10 +6,12 @@ import pytest
 
 from interlat.games.gamefile import TASK_TYPES, read_game
 from interlat.games.generate import generate_games
-from interlat.games.alfworld import GameEnv, find_games, task_type
+from interlat.games.find import find_games, task_type
+from interlat.games.env import GameEnv
 from interlat.core.basics import InterlatError
 from interlat.games.batch import GameBatch
-from interlat.games.oracle import KINDS, compare, replay_rows
+from interlat.games.wanderer import KINDS
+from interlat.games.oracle import compare, replay_rows
 
 pytest.importorskip('textworld', reason='the stock engine is not installed: `make test` brings it')
 pytest.importorskip('alfworld', reason='the stock engine is not installed: `make test` brings it')

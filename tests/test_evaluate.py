@@ -8,9 +8,10 @@ import torch
 
 import cast
 import interlat.games.batch
-from interlat.games.alfworld import GameEnv
+from interlat.games.env import GameEnv
 from interlat.agents.collect import collect
 from interlat.core.basics import InterlatError
+from interlat.evaluation.delivery import *
 from interlat.evaluation.evaluate import *
 from interlat.evaluation.summary import *
 from interlat.messages.message import MessageStore

@@ -6,7 +6,7 @@ import pytest
 from interlat.games import experts
 from interlat.games.gamefile import read_game
 from interlat.games.generate import generate_games
-from interlat.games.alfworld import plan_text
+from interlat.games.words import plan_text
 from interlat.core.basics import InterlatError
 from interlat.games.engine import NativeEngine
 from interlat.games.experts import ExpertFailed, abstract_plan, conversation, expert_commands, expert_tasks, thoughts
@@ -59,8 +59,8 @@ def test_a_seed_decides_what_is_left_to_chance(files):
 
 def stock_handcoded(file, seed):
     "The commands of ALFWorld's own wrapper in its own engine; its bug is mended here too."
-    from interlat.games.alfworld import _stock
-    textworld, envs, alfred, *_ = _stock()
+    from interlat.games.stock import stock_modules
+    textworld, envs, alfred, *_ = stock_modules()
     wanted = textworld.EnvInfos(won=True, admissible_commands=True, facts=True)
     env = alfred.AlfredExpert(alfred.AlfredDemangler(envs.PddlEnv(wanted), shuffle=False), 'handcoded')
     env.load(str(file))

@@ -9,11 +9,11 @@ import interlat.core.crew
 from interlat.games import batch as gamebatch
 from interlat.games.gamefile import read_game
 from interlat.games.generate import generate_games
-from interlat.games.alfworld import ENGINES, GameEnv, GameStep
+from interlat.games.env import ENGINES, GameEnv, GameStep
 from interlat.core.basics import InterlatError
 from interlat.core.crew import Crew, WorkerDied
 from interlat.games.batch import GameBatch, spread
-from interlat.games.oracle import RandomPlayer
+from interlat.games.wanderer import RandomPlayer
 
 
 @pytest.fixture(scope='module')

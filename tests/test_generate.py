@@ -7,7 +7,8 @@ import pytest
 
 import interlat.games.generate as generate
 from interlat.games.gamefile import read_game
-from interlat.games.alfworld import GameEnv, find_games
+from interlat.games.find import find_games
+from interlat.games.env import GameEnv
 from interlat.core.basics import InterlatError
 from interlat.games.engine import NativeEngine
 from interlat.games.gamefile import TASK_TYPES

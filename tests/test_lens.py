@@ -5,7 +5,7 @@ from cast import questions, random_lm
 
 from interlat.agents.lm import *
 from interlat.instruments.lens import *
-from interlat.instruments.session import *
+from interlat.instruments.moments import *
 
 
 @pytest.mark.parametrize('family', ['llama', 'gpt2', 'gemma2', 'cohere', 'granite', 'gpt_neox'])

@@ -2,7 +2,8 @@
 import cast, pytest, torch
 
 from interlat.core.basics import InterlatError
-from interlat.agents.lm import BOP, EOP, add_message_tokens, encode_chat, load_lm, load_tokenizer, message_token_ids, plan_token_ids, render
+from interlat.agents.lm import load_lm, load_tokenizer
+from interlat.agents.chat import BOP, EOP, add_message_tokens, encode_chat, message_token_ids, plan_token_ids, render
 from interlat.agents.tiny import tiny_lm, train_tokenizer
 
 CHAT = [dict(role='user', content='find the mug'), dict(role='assistant', content='go to desk 1'),

@@ -5,11 +5,14 @@ import pytest
 
 from interlat.games.gamefile import TASK_TYPES, read_game
 from interlat.games.generate import generate_games
-from interlat.games.alfworld import ENGINES, GameEnv, task_type
+from interlat.games.find import task_type
+from interlat.games.env import ENGINES, GameEnv
 from interlat.core.basics import InterlatError
 from interlat.core.crew import WorkerDied
 from interlat.games import oracle
-from interlat.games.oracle import KINDS, RandomPlayer, compare, compare_games, kind_of, mixed_games, replay, replay_rows
+from interlat.games.find import mixed_games
+from interlat.games.wanderer import KINDS, RandomPlayer, kind_of
+from interlat.games.oracle import compare, compare_games, replay, replay_rows
 
 
 @pytest.fixture(scope='module')

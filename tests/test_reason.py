@@ -8,7 +8,7 @@ from sklearn.metrics import r2_score
 from torch.testing import assert_close
 
 from interlat.core.basics import InterlatError
-from interlat.agents.lm import encode_chat, plan_token_ids
+from interlat.agents.chat import encode_chat, plan_token_ids
 from interlat.agents.lora import add_lora
 from interlat.messages.message import LatentMessage, MessageStore
 from interlat.compression.reason import FEEDBACKS, LatentStudent, calibrate, collect_latents, embedding_table, latent_reason, left_padded, realignment

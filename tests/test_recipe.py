@@ -4,6 +4,7 @@ import pytest, torch
 
 import cast
 from interlat.agents.actor import *
+from interlat.agents.new_actor import *
 from interlat.training.recipes import *
 from interlat.core.basics import InterlatError
 

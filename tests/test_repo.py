@@ -71,9 +71,9 @@ def test_the_import_graph_of_the_package_follows_the_numbers():
 
 
 @pytest.mark.parametrize('what, pattern, where', [
-    ('prompts are rendered', r'\.apply_chat_template\(', {'agents.lm'}), ('a message is spliced into a prompt', r'^def splice\(', {'agents.actor'}),
+    ('prompts are rendered', r'\.apply_chat_template\(', {'agents.chat'}), ('a message is spliced into a prompt', r'^def splice\(', {'agents.actor'}),
     ('a table becomes Markdown', r"' \| '\.join\(map", {'commands.report'}), ('a rate is shown with its interval', r'^def rate_cell\(', {'evaluation.summary'}),
-    ('a packet is sealed', r'^def _seal\(head, payload', {'messages.packet'}), ('an adapter is read from a checkpoint', r'^def read_adapter\(', {'agents.checkpoint'})])
+    ('a packet is sealed', r'^def _seal\(head, payload', {'messages.packet'}), ('an adapter is read from a checkpoint', r'^def read_adapter\(', {'agents.adapter'})])
 def test_one_place_for(what, pattern, where):
     code = {module(p): (ROOT/'interlat'/f"{module(p).replace('.', '/')}.py").read_text(encoding='utf-8') for p in LIBRARY}
     code |= {p.stem: '\n'.join(c['source'] for c in cells(p) if c['cell_type'] == 'code') for p in ALL if p not in LIBRARY}

@@ -4,11 +4,13 @@ import pytest, torch
 
 import cast
 import interlat.games.batch
-from interlat.games.alfworld import GameEnv
-from interlat.agents.collect import generate_messages, greedy_config, through_end
+from interlat.games.env import GameEnv
+from interlat.agents.sampling import greedy_config, through_end
+from interlat.agents.collect import generate_messages
 from interlat.core.basics import InterlatError, asset
-from interlat.agents.decode import Speaker, message_embeds
-from interlat.agents.lm import encode_chat, load_lm
+from interlat.agents.speaker import Speaker, message_embeds
+from interlat.agents.lm import load_lm
+from interlat.agents.chat import encode_chat
 from interlat.messages.message import LatentMessage
 from interlat.evaluation.rollout import *
 

@@ -124,7 +124,7 @@ def train(
     argv:list[str], # words of the command line
 )->None:
     "Train an actor; it, its checkpoints and `log.csv` go to `--output_dir`."
-    from interlat.training.recipes import ActorConfig
+    from interlat.agents.new_actor import ActorConfig
     from interlat.training.settings import ActorArguments
     from interlat.commands.train import Messages, train_from
     config, messages, args, data = parse((ActorConfig, Messages, ActorArguments), argv, "An actor trained on experts' conversations and a sender's messages.", SOURCES, 'alfworld')

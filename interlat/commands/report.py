@@ -13,8 +13,8 @@ import pandas as pd
 
 from ..core.basics import *
 from ..evaluation.log import *
-from ..evaluation.summary import *
 from ..evaluation.questions import *
+from ..evaluation.summary import *
 from ..evaluation.accuracy import *
 
 # %% ../../nbs/11_commands/03_report.ipynb #20d00005

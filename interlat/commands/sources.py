@@ -15,8 +15,7 @@ from ..core.basics import *
 from ..core.rows import *
 from ..core.tasks import *
 from ..core.arguments import *
-from ..games.alfworld import *
-from ..games.oracle import *
+from ..games.find import *
 from ..games.household import *
 from ..maths.problems import *
 from ..maths.custom import *

@@ -19,12 +19,13 @@ from ..core.basics import *
 from ..messages.message import *
 from ..messages.exchange import *
 from ..agents.lm import *
-from ..agents.checkpoint import *
+from ..agents.adapter import *
 from ..agents.actor import *
-from ..training.memory import *
-from ..training.lessons import *
+from ..agents.new_actor import *
 from ..training.settings import *
+from ..training.lessons import *
 from ..training.trainer import *
+from ..training.memory import *
 from ..training.actor_trainer import *
 from ..training.recipes import *
 from ..compression.distill import *

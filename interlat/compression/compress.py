@@ -19,13 +19,14 @@ from ..core.tasks import *
 from ..core.arguments import *
 from ..messages.message import *
 from ..agents.lm import *
-from ..agents.collect import *
+from ..agents.chat import *
+from ..agents.sampling import *
 from ..agents.lora import *
 from ..agents.actor import *
-from ..training.lessons import *
+from ..agents.new_actor import *
 from ..training.settings import *
+from ..training.lessons import *
 from ..training.trainer import *
-from ..training.actor_trainer import *
 from ..training.recipes import *
 from .reason import *
 from .distill import *

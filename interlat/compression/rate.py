@@ -16,7 +16,7 @@ from ..core.tasks import *
 from ..messages.basis import *
 from ..messages.packet import *
 from ..messages.message import *
-from ..agents.lm import *
+from ..agents.chat import *
 from ..agents.actor import *
 from ..training.objective import *
 from ..training.lessons import *

@@ -20,7 +20,8 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from ..core.basics import *
 from ..core.tasks import *
 from ..messages.message import *
-from ..agents.lm import *
+from ..agents.chat import *
+from ..agents.sampling import *
 from ..agents.collect import *
 from ..agents.adapter import *
 from ..agents.lora import *

@@ -15,12 +15,13 @@ from tqdm.auto import tqdm
 from ..core.basics import *
 from ..core.tasks import *
 from ..messages.message import *
-from ..games.alfworld import *
+from ..games.find import *
+from ..games.env import *
 from ..games.words import *
-from ..games.batch import *
 from ..games.household import *
-from ..agents.lm import *
-from ..agents.decode import *
+from ..games.batch import *
+from ..agents.chat import *
+from ..agents.speaker import *
 
 # %% ../../nbs/08_evaluation/01_rollout.ipynb #b91665f7
 @dataclass

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GOALS', 'TASK_TYPES', 'AFFORDANCES', 'PREDICATES', 'display_names', 'Receptacle', 'Thing', 'Game', 'parse_goal',
-           'parse_facts', 'parse_task', 'parse_game', 'load_json', 'read_game', 'game_id']
+           'parse_facts', 'parse_task', 'parse_game', 'load_json', 'read_game', 'as_game', 'game_id']
 
 # %% ../../nbs/03_games/01_gamefile.ipynb #38698510
 import json, re
@@ -186,6 +186,13 @@ def read_game(
     data = load_json(game_file)
     try: return parse_game(data)
     except InterlatError as e: raise InterlatError(f"{game_file}: {e}") from e
+
+# %% ../../nbs/03_games/01_gamefile.ipynb #ab5c02b4
+def as_game(
+    game:Game|str|Path, # a game, or its file
+)->Game:
+    "The game that is meant. Raises `InterlatError` as `read_game` does."
+    return game if isinstance(game, Game) else read_game(game)
 
 # %% ../../nbs/03_games/01_gamefile.ipynb #8f6418b3
 def game_id(

@@ -17,8 +17,8 @@ from transformers import DynamicCache
 
 from ..core.basics import *
 from ..messages.message import *
-from ..agents.lm import *
-from ..agents.decode import *
+from ..agents.chat import *
+from ..agents.speaker import *
 from ..training.losses import *
 
 # %% ../../nbs/10_instruments/04_attribution.ipynb #a77b0008

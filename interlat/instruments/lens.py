@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..core.basics import *
 from ..messages.message import *
-from ..agents.decode import *
+from ..agents.speaker import *
 
 # %% ../../nbs/10_instruments/02_lens.ipynb #16f00007
 def final_norm(

@@ -18,8 +18,8 @@ from ..core.basics import *
 from ..agents.lm import *
 from ..agents.lora import *
 from ..agents.actor import *
+from ..agents.new_actor import *
 from ..training.memory import *
-from ..training.recipes import *
 from ..evaluation.evaluate import *
 
 # %% ../../nbs/12_runs/05_budget.ipynb #20b90005

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.basics import *
-from ..games.alfworld import *
+from ..games.find import *
 from ..maths.mathdata import *
 from ..agents.lm import *
 from .notebook import *

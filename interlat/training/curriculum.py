@@ -8,6 +8,7 @@ __all__ = ['RATES', 'sample_rates', 'words_in', 'mix', 'resample_length']
 # %% ../../nbs/06_training/02_curriculum.ipynb #73a79a31
 import torch
 from torch import Tensor
+
 from ..core.basics import *
 
 # %% ../../nbs/06_training/02_curriculum.ipynb #5e5f1916

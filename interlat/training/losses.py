@@ -11,6 +11,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
 from ..core.basics import *
 
 # %% ../../nbs/06_training/01_losses.ipynb #2b8a711c
