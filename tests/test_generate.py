@@ -204,7 +204,7 @@ def test_without_the_alfworld_package(monkeypatch):
 
 
 def test_alfworld_itself_is_never_imported(tmp_path):
-    code = "import sys; from interlat.games.alfworld import *; generate_games(sys.argv[1], 2); print(*sorted({'alfworld', 'textworld', 'torch', 'transformers'} & set(sys.modules)))"
+    code = "import sys; from interlat.alfworld import *; generate_games(sys.argv[1], 2); print(*sorted({'alfworld', 'textworld', 'torch', 'transformers'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, '-c', code, str(tmp_path)], check=True, text=True, capture_output=True)
     assert done.stdout.strip() == ''
 
