@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..core.basics import *
 from ..messages.message import *
+from ..agents.lm import *
 from ..agents.speaker import *
 
 # %% ../../nbs/10_instruments/02_lens.ipynb #16f00007
@@ -53,8 +54,7 @@ def _check_lens(message, k):
     if not len(message): raise InterlatError(f"message {message.task_id!r} has no states to look at")
 
 def logit_lens(
-    lm, # the sender, Hugging Face causal language model of width D
-    tokenizer, # its tokenizer
+    sender:Agent, # a Hugging Face causal language model of width D
     message:LatentMessage, # L states
     k:int=5, # likeliest tokens of each state
     chunk:int=256, # states at a time; changes no result
@@ -62,6 +62,7 @@ def logit_lens(
     """Each state through the sender's head (nostalgebraist 2020). Caveat: it shows what the sender would say, not what the actor reads, and of an early layer hardly that.
     Raises `InterlatError` for a message without states, of another width, or k below 1."""
     _check_lens(message, k)
+    lm, tokenizer = sender
     top, best, entropy = [], [], []
     for h in message.h.split(chunk):
         logp = head_logits(lm, h, message.layer).float().log_softmax(-1)
@@ -82,16 +83,16 @@ def agreement(
 # %% ../../nbs/10_instruments/02_lens.ipynb #16f00012
 @torch.no_grad()
 def nearest_tokens(
-    actor, # `ModelWithInsertedHiddenState` in eval mode, of width E
-    tokenizer, # its tokenizer
+    actor:Agent, # a `ModelWithInsertedHiddenState` in eval mode, of width E
     message:LatentMessage, # L states
     k:int=5, # nearest tokens of each position
 )->pd.DataFrame: # columns position (1..L), rank (1..k), token, token_id, cosine, written ('' where sender and actor have different tokenizers)
     """The actor's tokens whose input embeddings point most in the direction of each adapted state. Caveat: near is not read: the layers above decide.
     Raises `InterlatError` for a message without states or of another width, or k below 1."""
     _check_lens(message, k)
-    e = message_embeds(actor, tokenizer, message).float()
-    words = torch.nn.functional.normalize(actor.plan_embeds(torch.arange(actor.base_model.get_input_embeddings().num_embeddings, device=e.device)).float(), dim=1)
+    (model, tokenizer), e = actor, message_embeds(actor, message).float()
+    vocabulary = torch.arange(model.base_model.get_input_embeddings().num_embeddings, device=e.device)
+    words = torch.nn.functional.normalize(model.plan_embeds(vocabulary).float(), dim=1)
     values, ids = (torch.nn.functional.normalize(e, dim=1) @ words.T).topk(min(k, len(words)))
     own = max(message.token_ids) < len(tokenizer) and message.text.strip().startswith(tokenizer.decode([i for i in message.token_ids if i >= 0], skip_special_tokens=True).strip())
     known = _words(tokenizer, message.token_ids[:len(e)]) if own else ['']*len(e) # ids of another tokenizer name other words
