@@ -15,6 +15,7 @@ from pathlib import Path
 from ..core.basics import *
 from ..core.tasks import *
 from ..core.arguments import *
+from ..agents.lm import *
 from .sources import *
 
 # %% ../../nbs/11_commands/06_cli.ipynb #09322258
@@ -79,19 +80,20 @@ class CollectArguments:
 # %% ../../nbs/11_commands/06_cli.ipynb #652554bf
 def _reason(args, is_student, tasks, name):
     "A store of messages from latent steps."
-    from interlat.agents.lm import load_lm, load_tokenizer
+    from interlat.agents.lm import Agent, load_lm, load_tokenizer
     from interlat.messages.message import MessageStore
     from interlat.compression.reason import LatentStudent, collect_latents
     from interlat.core.basics import check_choice, check_range
     check_range(1, K=args.K)
     check_choice(('norm', 'ridge'), feedback=args.feedback)
-    if is_student: student, tokenizer = LatentStudent.from_pretrained(args.model_name_or_path, args.dtype, args.device), load_tokenizer(args.model_name_or_path)
+    name_or_path, where = args.model_name_or_path, (args.dtype, args.device)
+    if is_student: student, tokenizer = LatentStudent.from_pretrained(name_or_path, *where), load_tokenizer(name_or_path)
     else:
-        lm, tokenizer = load_lm(args.model_name_or_path, args.dtype, args.device)
+        lm, tokenizer = load_lm(name_or_path, *where)
         student = LatentStudent(lm, args.feedback, K=args.K)
     how = '' if is_student else f', untrained ({args.feedback})'
     store = MessageStore(args.output_dir, sender=f"{name}, K={args.K or student.settings['K']}{how}")
-    return collect_latents(student, tokenizer, tasks, store, args.K, args.batch_size)
+    return collect_latents(Agent(student, tokenizer), tasks, store, args.K, args.batch_size)
 
 def _to_write(args, data, latent):
     "The tasks, with the samples of each. Raises `InterlatError` for samples that would all be the same."
@@ -113,8 +115,8 @@ def collect(
         from interlat.agents.collect import collect as write
         from interlat.agents.lm import load_lm
         store = MessageStore(args.output_dir, sender=name)
-        model, tokenizer = load_lm(args.model_name_or_path, args.dtype, args.device)
-        done = write(model, tokenizer, tasks, store, args.batch_size, args.seed, max_new_tokens=args.max_new_tokens, temperature=args.temperature)
+        sender = load_lm(args.model_name_or_path, args.dtype, args.device)
+        done = write(sender, tasks, store, args.batch_size, args.seed, max_new_tokens=args.max_new_tokens, temperature=args.temperature)
     if int(os.environ.get('RANK', 0)) == 0: print(done)
 
 def main_collect(): command(collect)

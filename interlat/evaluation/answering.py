@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from ..core.basics import *
 from ..core.tasks import *
 from ..messages.message import *
+from ..agents.lm import *
 from ..agents.chat import *
 from ..agents.speaker import *
 
@@ -47,8 +48,7 @@ def check_questions(
     if mute := [t.task_id for t in tasks if not any(turn['role'] == 'user' for turn in t.turns[:-1])]: raise InterlatError(f"task {mute[0]} has no question for the actor: its turns must be the question and an expert's answer")
 
 def answer(
-    actor, # `ModelWithInsertedHiddenState`; is put in eval mode
-    tokenizer, # its tokenizer
+    actor:Agent, # a `ModelWithInsertedHiddenState`; is put in eval mode
     tasks:list[Task], # with turns: what the actor reads, then an expert's answer, which it does not
     messages:list[LatentMessage|None]|None=None, # one for each task, or None where there is none
     channel:str='latent', # how the messages come in: 'latent', 'text' or 'none'
@@ -60,10 +60,10 @@ def answer(
     if len(messages) != len(tasks): raise InterlatError(f"{len(tasks)} tasks need as many messages (None where there is none), found {len(messages)}")
     check_questions(tasks)
     a = Answering(**answering)
-    speaker = speaker or Speaker(actor, tokenizer, a.max_new_tokens, a.temperature)
+    speaker = speaker or Speaker(actor, a.max_new_tokens, a.temperature)
     todo, said = [(i, k) for i in range(len(tasks)) for k in range(a.n_samples)], {}
     for chunk in (todo[at:at+a.batch_size] for at in range(0, len(todo), a.batch_size)):
-        embeds = {i: message_embeds(actor, tokenizer, messages[i], channel) for i in dict.fromkeys(i for i,_ in chunk)}
-        seats = [Seat(Conversation(tokenizer, tasks[i].turns[:-1]), embeds[i], derive_seed(a.seed, 'answer', tasks[i].task_id, k)) for i,k in chunk]
+        embeds = {i: message_embeds(actor, messages[i], channel) for i in dict.fromkeys(i for i,_ in chunk)}
+        seats = [Seat(Conversation(actor.tokenizer, tasks[i].turns[:-1]), embeds[i], derive_seed(a.seed, 'answer', tasks[i].task_id, k)) for i,k in chunk]
         for (i, _), text, seat in zip(chunk, speaker.speak(seats), seats): said.setdefault(i, []).append(Completion(text, seat.written, seat.ended))
         yield [(i, said.pop(i)) for i in list(said) if len(said[i]) == a.n_samples]

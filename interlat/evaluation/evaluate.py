@@ -21,6 +21,7 @@ from ..core.tasks import *
 from ..messages.message import *
 from ..messages.perturb import *
 from ..games.household import *
+from ..agents.lm import *
 from .rollout import *
 from .log import *
 from .delivery import *
@@ -33,10 +34,9 @@ _NEEDS = dict(no_cot='an actor trained without messages', cot_full='an actor tra
 @dataclass(frozen=True)
 class Contender:
     "Who plays a condition and with what."
-    actor:torch.nn.Module # `ModelWithInsertedHiddenState`
+    actor:Agent # a `ModelWithInsertedHiddenState`
     variant:str='latent' # a name of `VARIANTS`: what arrives
     store:MessageStore|None=None # the sender's messages; None: those of the evaluation
-    tokenizer:object=None # the actor's; None: that of the evaluation
 
 # %% ../../nbs/08_evaluation/05_evaluate.ipynb #6e5fa7b8
 def _contenders(conditions, first, actors):
@@ -62,7 +62,7 @@ def _whole(name, who, first):
     if who.variant != BASELINES.get(name, who.variant): raise InterlatError(f"condition {name!r} gets variant {BASELINES[name]!r}, found {who.variant!r}")
     if name == 'cross_family' and _sender(who.store) in (None, _sender(first.store)):
         raise InterlatError(f"condition 'cross_family' needs a store of another sender, found {_sender(who.store)!r}")
-    return replace(who, store=first.store if who.store is None else who.store, tokenizer=who.tokenizer or first.tokenizer)
+    return replace(who, store=first.store) if who.store is None else who
 
 def _sender(store): return None if store is None else store.sender
 
@@ -85,7 +85,7 @@ def _check_games(games, contenders):
         channel, store = VARIANTS[who.variant].channel, who.store
         if channel == 'none': continue
         if store is None: raise InterlatError(f"condition {c!r} needs messages; give a store")
-        if channel == 'latent': store.check(width=who.actor.settings['input_size'])
+        if channel == 'latent': store.check(width=who.actor.model.settings['input_size'])
         missing = [g.task_id for g in games if g.task_id not in store]
         if missing:
             raise InterlatError(f"{len(missing)} of {len(games)} tasks have no message in {store.path.name!r}, {missing[0]} the first; collect them first")
@@ -106,7 +106,7 @@ def _settings(first, contenders, actors, how):
     "What must stay the same for results to share a folder: weights, senders, variants of contenders, and how it is done."
     own = {c: who for c, who in contenders.items() if c in actors}
     how = {k: v for k,v in asdict(how).items() if k not in ('batch_size', 'workers', 'cache', 'seed')}
-    return dict(actor=fingerprint(first.actor), sender=_sender(first.store), **{f'actor of {c}': fingerprint(w.actor) for c,w in own.items()},
+    return dict(actor=fingerprint(first.actor.model), sender=_sender(first.store), **{f'actor of {c}': fingerprint(w.actor.model) for c,w in own.items()},
                 **{f'variant of {c}': w.variant for c,w in own.items()},
                 **{f'sender of {c}': _sender(w.store) for c,w in own.items() if VARIANTS[w.variant].channel != 'none'}) | how
 
@@ -139,7 +139,7 @@ def _rounds(games, contenders, seeds, temperature, log):
 
 # %% ../../nbs/08_evaluation/05_evaluate.ipynb #631d5c08
 def run_conditions(
-    first:Contender, # who meets the conditions in `VARIANTS`: an actor, the sender's messages, the tokenizer
+    first:Contender, # who meets the conditions in `VARIANTS`: an actor, and the sender's messages
     tasks:list[Task], # what is done under each condition
     conditions:list[str], # names in `VARIANTS` or in `actors`
     open_log, # function that opens the `Log` of the results, once all else is in order
@@ -166,8 +166,7 @@ def run_conditions(
 
 # %% ../../nbs/08_evaluation/05_evaluate.ipynb #5fbdc13e
 def evaluate(
-    actor, # `ModelWithInsertedHiddenState`, plays the conditions in `VARIANTS`
-    tokenizer, # its tokenizer
+    actor:Agent, # a `ModelWithInsertedHiddenState`, which plays under the conditions in `VARIANTS`
     games:list, # games as `Task` (their `source` is the file) or as game files
     store:MessageStore|None, # the sender's messages by task_id; None if no condition needs any
     conditions:list[str], # names in `VARIANTS` or in `actors`
@@ -179,5 +178,5 @@ def evaluate(
     "Play each game under each condition (Du et al. 2025, §5), those that are missing in `out`. Raises `InterlatError` for bad input."
     progress, how = playing.pop('progress', True), Playing(**playing)
     games = [g if isinstance(g, Task) else game_task(g) for g in games]
-    def work(who, todo, messages, channel, how): return (episode for _, episode in play(who.actor, who.tokenizer, todo, messages, channel, **asdict(how)))
-    return as_games(run_conditions(Contender(actor, store=store, tokenizer=tokenizer), games, conditions, lambda: GameLog(Path(out)/'games.csv'), how, work, actors, seeds, progress))
+    def work(who, todo, messages, channel, how): return (episode for _, episode in play(who.actor, todo, messages, channel, **asdict(how)))
+    return as_games(run_conditions(Contender(actor, store=store), games, conditions, lambda: GameLog(Path(out)/'games.csv'), how, work, actors, seeds, progress))

@@ -20,6 +20,7 @@ from ..core.tasks import *
 from ..messages.message import *
 from ..maths.boxed import *
 from ..maths.grade import *
+from ..agents.lm import *
 from .answering import *
 from .log import *
 from .evaluate import *
@@ -93,8 +94,7 @@ class Examination(Answering):
 
 # %% ../../nbs/08_evaluation/06_questions.ipynb #15d0000c
 def evaluate_answers(
-    actor, # `ModelWithInsertedHiddenState`, answers under the conditions in `VARIANTS`
-    tokenizer, # its tokenizer
+    actor:Agent, # a `ModelWithInsertedHiddenState`, which answers under the conditions in `VARIANTS`
     tasks:list[Task], # with turns and a reference answer
     store:MessageStore|None, # the sender's messages by task_id; None if no condition needs any
     conditions:list[str], # names in `VARIANTS` or in `actors`
@@ -111,8 +111,8 @@ def evaluate_answers(
     with Grader(how.workers, how.time_limit) as grader:
         def work(who, todo, messages, channel, how):
             asked = {k: v for k,v in asdict(how).items() if k in Answering.__dataclass_fields__}
-            for batch in answer(who.actor, who.tokenizer, todo, messages, channel, **asked): yield from _graded(grader, find, [(todo[i], answers) for i, answers in batch])
-        return as_samples(run_conditions(Contender(actor, store=store, tokenizer=tokenizer), tasks, conditions, lambda: AnswerLog(Path(out)/'answers.csv'), how, work, actors, seeds, progress))
+            for batch in answer(who.actor, todo, messages, channel, **asked): yield from _graded(grader, find, [(todo[i], answers) for i, answers in batch])
+        return as_samples(run_conditions(Contender(actor, store=store), tasks, conditions, lambda: AnswerLog(Path(out)/'answers.csv'), how, work, actors, seeds, progress))
 
 def _graded(grader, find, batch):
     "(task, answers, grades) of each in a batch."
