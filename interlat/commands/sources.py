@@ -19,7 +19,6 @@ from ..games.alfworld import *
 from ..games.oracle import *
 from ..games.household import *
 from ..maths.problems import *
-from ..maths.custom import *
 from ..maths.mathdata import *
 
 # %% ../../nbs/11_commands/01_sources.ipynb #2ba00005
