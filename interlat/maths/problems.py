@@ -38,7 +38,9 @@ class Problem:
     @property
     def full(self)->str: return f'{self.known} {self.text}' if self.known else self.text # the problem as it stands on its own
 
-    def __repr__(self): return f"Problem({self.problem_id!r}, {self.subject or 'no subject'}, level {self.level or '?'}, answer {self.answer!r:.40})"
+    def __repr__(self):
+        subject, level = self.subject or 'no subject', self.level or '?'
+        return f'Problem({self.problem_id!r}, {subject}, level {level}, answer {self.answer!r:.40})'
 
 # %% ../../nbs/04_maths/01_problems.ipynb #03b00009
 SENDER_PROMPT = '{problem}\n\nPlan the solution step by step. Do not state the answer.'
@@ -61,13 +63,15 @@ def problem_task(
 )->Task: # its `task_id` is the problem's, its `task_type` the subject
     "A problem as a task for two agents; the expert answers with the solution, or with the answer in a box where there is none."
     p = problem
-    turns = [*fill_in(actor_prompt, p.text if private else p.full), dict(role='assistant', content=p.solution or rf'\boxed{{{p.answer}}}')]
+    expert = dict(role='assistant', content=p.solution or rf'\boxed{{{p.answer}}}')
+    turns = [*fill_in(actor_prompt, p.text if private else p.full), expert]
     return Task(p.problem_id, p.subject or 'question', fill_in(sender_prompt, p.full), p.plan, turns, answer=p.answer, level=p.level)
 
 # %% ../../nbs/04_maths/01_problems.ipynb #03c00005
 @dataclass(frozen=True)
 class Columns:
-    "What a table's columns are called. Those that are named otherwise than here must be there; an empty name stands for none. Raises `InterlatError` for a name that is no text."
+    """What a table's columns are called. Those that are named otherwise than here must be there; an empty name stands for none.
+    Raises `InterlatError` for a name that is no text."""
     prompt:str='prompt' # the question, as every reader may see it; must be there
     answer:str='answer' # the reference answer, a text or a number; must be there
     plan:str='plan' # reference plan for the sender
@@ -79,7 +83,8 @@ class Columns:
 
     def __post_init__(self):
         for role,name in asdict(self).items():
-            if not isinstance(name, str) or not name and role in ('prompt','answer'): raise InterlatError(f"the column of the {role} is {name!r}; wanted a name")
+            if not isinstance(name, str) or not name and role in ('prompt','answer'):
+                raise InterlatError(f"the column of the {role} is {name!r}; wanted a name")
 
     def check(self,
         found:Collection[str], # columns of a table
@@ -112,7 +117,9 @@ def _row_problem(row, where, columns, problem_id):
     cells = {role: _cell(row, role, name, where, role in needed) for role,name in asdict(columns).items() if name}
     own = cells.pop('id', '')
     p = Problem(own if problem_id is None else problem_id, cells.pop('prompt'), **cells)
-    if p.known and p.text.startswith(p.known): raise InterlatError(f"{where}: field {columns.prompt!r} begins with what the sender alone should know, field {columns.known!r}, {p.known!r:.80}; wanted the question without it")
+    if p.known and p.text.startswith(p.known):
+        found = f"field {columns.prompt!r} begins with what the sender alone should know, field {columns.known!r}, {p.known!r:.80}"
+        raise InterlatError(f"{where}: {found}; wanted the question without it")
     return p
 
 def load_custom(
@@ -120,14 +127,18 @@ def load_custom(
     split:str='', # of a folder or a hub id that has several; empty: the only one
     columns:Columns=Columns(), # what the columns are called
 )->list[Problem]: # in the order of the rows
-    "Read problems from a table. Raises `InterlatError` that names the row, the field and its value, the rows that share an id, or the columns that there are."
+    """Read problems from a table. Raises `InterlatError` that names the row, the field and its value, the rows that share an id, or
+    the columns that there are."""
     rows = read_rows(source, split)
     if not rows: raise InterlatError(f"{source} holds no rows; wanted one for each problem")
     found = list(dict.fromkeys(name for _,row in rows for name in row))
     columns.check(found, source)
+    own_ids = columns.id and columns.id in found
     problems, seen = [], {}
     for n,(where,row) in enumerate(rows):
-        p = _row_problem(row, where, columns, None if columns.id and columns.id in found else str(n))
-        if (first := seen.setdefault(p.problem_id, where)) != where: raise InterlatError(f"{where}: field {columns.id!r} is {p.problem_id!r}, as in {first}; wanted an id of its own for each row")
+        p = _row_problem(row, where, columns, None if own_ids else str(n))
+        first = seen.setdefault(p.problem_id, where)
+        if first != where:
+            raise InterlatError(f"{where}: field {columns.id!r} is {p.problem_id!r}, as in {first}; wanted an id of its own for each row")
         problems.append(p)
     return problems
