@@ -27,7 +27,7 @@ _BARE_UNIT = rf'(?:(?:square|sq|cubic|cu)\.? *)?(?:{"|".join(_bare)})s?'
 _TEXT_UNIT = r'\\text \{(?P<text>[^{}]*)\}'
 _TRAILING = re.compile(rf'(?<=[\d}})a-zA-Z ])(?:{_TEXT_UNIT}|(?<=[\d}} ]) *(?P<bare>{_BARE_UNIT}))(?P<power>\^[23])?$', re.I)
 _UNFINISHED = ('+', '-', '=', '<', '>', '^', '_', r'\cdot', ',') # what no answer ends with
-_SIGNS = ((r'\\\$', 'dollar'), (r'\\%', 'percent'), (r'\^?\\circ ?', 'degree'))
+_UNIT_SIGNS = ((r'\\\$', 'dollar'), (r'\\%', 'percent'), (r'\^?\\circ ?', 'degree'))
 _TIME = re.compile(r'(?:\\text \{ *)?(\d{1,2}(?::\d\d)+) *(?:\\text \{ *)?([apAP])\.? *[mM]\.? *\}?$')
 
 def _unit_name(text):
@@ -53,7 +53,7 @@ def _split_unit(s):
     "The answer without its unit, and the unit's name ('' for none)."
     if m := _TIME.match(s): return m[1], f'{m[2].lower()}m'
     s, unit = _trailing_unit(s) or (s, '')
-    for sign, name in _SIGNS:
+    for sign, name in _UNIT_SIGNS:
         if name == 'degree' and re.search(r'\\(?:sin|cos|tan|cot|sec|csc) ', s): continue # an angle there is no number
         s, n = re.subn(sign, ' ', s)
         if n: unit = unit or name
@@ -72,7 +72,7 @@ _THOUSANDS = re.compile(r'(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\S)|\\[{}]|[(
 _SYMBOL = r'[a-zA-Z]|\\(?:alpha|beta|gamma|theta|phi|varphi|lambda|mu|omega|angle [A-Z]+|overline\{[A-Z]+\}) ?|[A-Z]{2,3}'
 _INDEX, _OF, _POINT = r'_[a-zA-Z\d]|_\{[a-zA-Z\d]+\}', r'\([a-z\d]\)', r'\([a-zA-Z](?:,[a-zA-Z])+\)'
 _NAME = re.compile(rf"((?:{_SYMBOL})(?:{_INDEX})?'?(?:{_OF})?|{_POINT})(=|\\in(?![a-z]) ?)(?=.)") # `x=`, `a_1=`, `f(x)=`, `(x,y)=`
-_SIGN = re.compile(r'[=<>]|\\(?:le|ge|ne|in|approx)(?![a-z])') # of a relation
+_RELATION_SIGN = re.compile(r'[=<>]|\\(?:le|ge|ne|in|approx)(?![a-z])') # of a relation
 
 def _thousands(s):
     "Numbers without the commas between their thousands; in brackets a comma divides, unless a part would begin with 0."
@@ -144,7 +144,7 @@ def read_answer(
     s = _numbers(s.removesuffix('\\\\'))
     if m := re.fullmatch(r'\(([A-Z])\)', s): s = m[1]
     m = None if words else _NAME.match(s)
-    name = m[0] if m and not _SIGN.search(s[m.end():]) else ''
+    name = m[0] if m and not _RELATION_SIGN.search(s[m.end():]) else ''
     return Answer(s[len(name):], name, unit, words)
 
 def normalize_answer(

@@ -168,9 +168,8 @@ def take_apart(
     deep:int=6, # parts within parts that are told apart
 )->Part:
     "The parts of an answer."
-    s = s.strip()
+    s = r'(-\infty,\infty)' if s.strip() == r'\mathbb{R}' else s.strip()
     if s in (r'\emptyset', r'\{\}'): return Part('verbatim', r'\emptyset')
-    if s == r'\mathbb{R}': s = r'(-\infty,\infty)'
     if not deep or r'\text' in s or re.search(r'[\dA-Z)]_[\d{]|\d\\ \d', s): return Part('verbatim', s)
     inner = lambda pieces: tuple(take_apart(p, deep - 1) for p in pieces)
     items, commas = cut_at(s, {',', ';'})
