@@ -22,7 +22,8 @@ from interlat.core.basics import InterlatError, check_file, cli, write_atomic
 from interlat.core.crew import Crew
 from interlat.maths.grade import MEMORY, Grader, grade_counts, warm
 from interlat.runs.provenance import machine
-from interlat.maths.values import math_verify_alone, plain_number, take_apart
+from interlat.maths.latex import take_apart
+from interlat.maths.values import math_verify_alone, plain_number
 
 
 def problems(path):

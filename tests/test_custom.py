@@ -4,8 +4,7 @@ import json, math
 import pytest
 
 from interlat.core.basics import InterlatError
-from interlat.maths.custom import Columns, load_custom
-from interlat.maths.problems import Problem
+from interlat.maths.problems import Columns, Problem, load_custom
 
 Q = dict(prompt='Which?', answer='this')
 MINE = Columns(prompt='question', answer='reply', plan='steps', solution='worked', known='hint', subject='topic', level='grade', id='key')

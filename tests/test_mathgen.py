@@ -6,7 +6,7 @@ from hypothesis import given, settings, strategies as st
 
 from interlat.maths.boxed import extract_boxed
 from interlat.maths.generate import generate_problems
-from interlat.maths.sketches import MAKERS
+from interlat.maths.makers import MAKERS
 from interlat.maths.grade import Grader, is_equiv
 
 SUBJECTS = list(MAKERS)

@@ -18,7 +18,6 @@ from ..core.arguments import *
 from ..games.find import *
 from ..games.household import *
 from ..maths.problems import *
-from ..maths.custom import *
 from ..maths.mathdata import *
 
 # %% ../../nbs/11_commands/01_sources.ipynb #2ba00005

@@ -9,87 +9,25 @@ __all__ = ['clash', 'Answer', 'read_answer', 'normalize_answer', 'same_spelling'
 import re
 from typing import NamedTuple
 
-# %% ../../nbs/04_maths/04_answers.ipynb #a05e0005
-_TOKEN = re.compile(r'\\[a-zA-Z]+\s*|\\.|\s+|[a-zA-Z]+|.', re.S)
-_ARITY = {r'\frac': 2, r'\binom': 2, r'\sqrt': 1, r'\overline': 1, r'\text': 1, r'\boxed': 1, r'\operatorname': 1, r'\mathbb': 1, r'\begin': 1, r'\end': 1, r'\phantom': 1, '^': 1, '_': 1}
-_SAME = {k: v for v, ks in {
-    r'\frac': r'\dfrac \tfrac \cfrac \nicefrac \sfrac', r'\binom': r'\dbinom \tbinom \choose', r'\le': r'\leq \leqslant ≤', r'\ge': r'\geq \geqslant ≥', r'\ne': r'\neq ≠', '<': r'\lt', '>': r'\gt',
-    r'\text': r'\mbox \hbox \textbf \textit \textrm \textsf \texttt \textnormal \textup \emph \mathrm \mathbf \mathit \mathsf \mathtt \bf \rm \bm \boldsymbol \mathnormal',
-    r'\cdot': r'\times \ast * × · ⋅', r'\div': '÷', '-': '− – —', r'\pi': 'π pi', r'\infty': r'∞ infinity \infinity', r'\cup': '∪ \\bigcup', r'\cap': '∩', r'\in': '∈', r'\circ': '° \\degree',
-    r'\{': r'\lbrace', r'\}': r'\rbrace', '[': r'\lbrack', ']': r'\rbrack', '|': r'\vert \lvert \rvert', r'\emptyset': r'\varnothing ∅', r'\ldots': r'\dots \cdots …', r'\sqrt': 'sqrt √', '~': r'\quad \qquad \enspace',
-    r'\sin': 'sin', r'\cos': 'cos', r'\tan': 'tan', r'\cot': 'cot', r'\sec': 'sec', r'\csc': 'csc', r'\log': 'log', r'\ln': 'ln', r'\overline': r'\bar', r'\setminus': r'\backslash', r'\to': r'\rightarrow',
-    r'\theta': 'θ', r'\pm': '±', r'\approx': '≈', '^2': '²', '^3': '³', r'\%': '%', r'\varphi': r'\phi'}.items() for k in ks.split()}
-_NOTHING = set(r'\left \right \big \Big \bigl \bigr \Bigl \Bigr \bigg \biggl \biggr \Bigg \mleft \mright \displaystyle \textstyle \scriptstyle \limits \nolimits \! \( \) \[ \] \/ $'.split())
-_SPACE = {r'\,', r'\;', r'\:', r'\ ', '~', r'\>', r'\enspace', r'\thinspace'}
-
-def _tokens(text):
-    "The tokens of `text`, each under its usual name; runs of space, whatever they were made of, as ' '."
-    for m in _TOKEN.finditer(text):
-        token = m[0]
-        if token[0] == '\\' and len(token) > 1 and token[1].isalpha(): token = token.rstrip()
-        token = _SAME.get(token, token)
-        if token in _NOTHING: continue
-        if token in _SPACE or token.isspace(): yield ' '
-        elif token.isascii() and token.isalpha() or token == '^2' or token == '^3': yield from token
-        else: yield token
-
-# %% ../../nbs/04_maths/04_answers.ipynb #a05e0007
-def _regroup(text):
-    "The tokens with braces around each argument of a command and nowhere else."
-    out, stack, expect = [], [], 0 # stack: (kind, arguments that are still to come, place in `out`)
-    def done(): # an argument is complete: so may be commands that were arguments themselves
-        nonlocal expect
-        while not expect and stack and stack[-1][0] == 'auto':
-            _, expect, _ = stack.pop()
-            out.append('}')
-    for token in _tokens(text):
-        words = bool(stack) and stack[-1][0] == 'text'
-        if token == ' ':
-            if words or not expect: out.append(' ')
-        elif token == '{':
-            script = bool(out) and out[-1] in ('^', '_')
-            kind = ('text' if out and out[-1] == r'\text' else 'script' if script else 'group') if expect else 'text' if words else 'drop'
-            if kind != 'drop': out.append('{')
-            stack.append((kind, max(expect - 1, 0), len(out)))
-            expect = 0
-        elif token == '}':
-            while stack and stack[-1][0] == 'auto': stack.pop(); out.append('}')
-            if not stack: continue
-            kind, expect, at = stack.pop()
-            if kind == 'script' and len(out) == at + 1 and not out[at].isspace(): out[at - 1:] = out[at:]
-            elif kind != 'drop': out.append('}')
-            done()
-        elif token == '[' and expect and out and out[-1] == r'\sqrt': out.append('['); stack.append(('root', expect, len(out))); expect = 0
-        elif token == ']' and stack and stack[-1][0] == 'root': out.append(']'); expect = stack.pop()[1]
-        elif token == '(' and not words and (expect or stack and stack[-1][0] in ('paren', 'round')):
-            stack.append(('paren' if expect else 'round', max(expect - 1, 0), len(out)))
-            out.append('{' if expect else '(')
-            expect = 0
-        elif token == ')' and stack and stack[-1][0] in ('paren', 'round'):
-            kind, expect, _ = stack.pop()
-            out.append('}' if kind == 'paren' else ')')
-            done()
-        elif token in _ARITY and not words:
-            if expect: out.append('{'); stack.append(('auto', expect - 1, len(out)))
-            out.append(token); expect = _ARITY[token]
-        elif expect:
-            out += [token] if out[-1] in ('^', '_') else ['{', token, '}']
-            expect -= 1
-            done()
-        else: out.append(token)
-    out += ['}' for kind, *_ in stack if kind not in ('drop', 'round', 'root')]
-    return ''.join(t + ' ' if len(t) > 2 and t[0] == '\\' else t for t in out)
+from .latex import *
 
 # %% ../../nbs/04_maths/04_answers.ipynb #a05e000a
-_UNITS = {k: v for v, ks in {
-    'mm': 'millimeter millimetre', 'cm': 'centimeter centimetre', 'm': 'meter metre', 'km': 'kilometer kilometre', 'in': 'inch inche', 'ft': 'foot feet', 'yd': 'yard', 'mi': 'mile', 'unit': '', 'acre': '', 'g': 'gm gram', 'kg': 'kilogram',
-    'lb': 'pound', 'oz': 'ounce', 'ton': '', 'l': 'liter litre', 'ml': 'milliliter', 'gallon': 'gal', 's': 'sec second', 'min': 'minute', 'h': 'hr hour', 'day': '', 'week': '', 'month': '', 'year': 'yr', 'am': '', 'pm': '',
-    'mph': 'milesperhour', 'kph': 'kmh', 'degree': 'deg', 'radian': 'rad', 'percent': 'percentage', 'dollar': 'usd', 'cent': '', 'euro': '', 'way': '', 'integer': '', 'square': '', 'cubic': '', 'people': 'person'}.items() for k in (v, *ks.split())}
+_UNITS = usual_names("""
+    mm millimeter millimetre; cm centimeter centimetre; m meter metre; km kilometer kilometre;
+    in inch inche; ft foot feet; yd yard; mi mile; unit; acre; g gm gram; kg kilogram; lb pound; oz ounce; ton;
+    l liter litre; ml milliliter; gallon gal;
+    s sec second; min minute; h hr hour; day; week; month; year yr; am; pm; mph milesperhour; kph kmh; degree deg; radian rad;
+    percent percentage; dollar usd; cent; euro; way; integer; square; cubic; people person""")
 _SCALES = ('hundred', 'thousand', 'million', 'billion', 'trillion', 'dozen')
 _COUNTS = {w: str(i) for i, w in enumerate('zero one two three four five six seven eight nine ten eleven twelve'.split())}
-_BARE_UNIT = r'(?:(?:square|sq|cubic|cu)\.? *)?(?:%s)s?' % '|'.join(sorted((u for u in _UNITS if len(u) > 1 and u not in ('in', 'am', 'pm', 'oz', 'lb', 'yd', 'mi', 'rad')), key=len, reverse=True))
-_TRAILING = re.compile(r'(?<=[\d})a-zA-Z ])(?:\\text \{(?P<text>[^{}]*)\}|(?<=[\d} ]) *(?P<bare>%s))(?P<power>\^[23])?$' % _BARE_UNIT, re.I)
 
+_AMBIGUOUS = ('in', 'am', 'pm', 'oz', 'lb', 'yd', 'mi', 'rad') # units only where they stand as text
+_bare = sorted((u for u in _UNITS if len(u) > 1 and u not in _AMBIGUOUS), key=len, reverse=True)
+_BARE_UNIT = rf'(?:(?:square|sq|cubic|cu)\.? *)?(?:{"|".join(_bare)})s?'
+_TEXT_UNIT = r'\\text \{(?P<text>[^{}]*)\}'
+_TRAILING = re.compile(rf'(?<=[\d}})a-zA-Z ])(?:{_TEXT_UNIT}|(?<=[\d}} ]) *(?P<bare>{_BARE_UNIT}))(?P<power>\^[23])?$', re.I)
+_UNFINISHED = ('+', '-', '=', '<', '>', '^', '_', r'\cdot', ',') # what no answer ends with
+_UNIT_SIGNS = ((r'\\\$', 'dollar'), (r'\\%', 'percent'), (r'\^?\\circ ?', 'degree'))
 _TIME = re.compile(r'(?:\\text \{ *)?(\d{1,2}(?::\d\d)+) *(?:\\text \{ *)?([apAP])\.? *[mM]\.? *\}?$')
 
 def _unit_name(text):
@@ -99,17 +37,23 @@ def _unit_name(text):
     name = ''.join(words[1:] if area else words)
     return area + (_UNITS.get(name) or _UNITS.get(name.removesuffix('s')) or name)
 
+def _trailing_unit(s):
+    "The answer without the unit at its end, and the unit's name; None if it ends with none."
+    m = _TRAILING.search(s[-80:])
+    if not m: return None
+    core = s[:len(s) - len(m[0])].rstrip(' ,')
+    words = m['bare'] if m['text'] is None else m['text']
+    name, letter = _unit_name(words), words.strip()
+    finished = core and r'\text ' not in core and not core.endswith(_UNFINISHED)
+    known = name and not any(scale in name for scale in _SCALES) and (len(letter) > 1 or letter in 'mgshlL')
+    if not finished or not known: return None
+    return core, {None: '', '^2': 'square ', '^3': 'cubic '}[m['power']] + name
+
 def _split_unit(s):
     "The answer without its unit, and the unit's name ('' for none)."
-    unit = ''
     if m := _TIME.match(s): return m[1], f'{m[2].lower()}m'
-    if (m := _TRAILING.search(s[-80:])) and (core := s[:len(s) - len(m[0])].rstrip(' ,')) and r'\text ' not in core:
-        words = m['text'] if m['text'] is not None else m['bare']
-        name = _unit_name(words)
-        if name and not any(x in name for x in _SCALES) and not (len(words.strip()) == 1 and words.strip() not in 'mgshlL') and not core.endswith(('+', '-', '=', '<', '>', '^', '_', r'\cdot', ',')):
-            s, unit = core, name
-            if m['power']: unit = {'^2': 'square ', '^3': 'cubic '}[m['power']] + unit
-    for sign, name in ((r'\\\$', 'dollar'), (r'\\%', 'percent'), (r'\^?\\circ ?', 'degree')):
+    s, unit = _trailing_unit(s) or (s, '')
+    for sign, name in _UNIT_SIGNS:
         if name == 'degree' and re.search(r'\\(?:sin|cos|tan|cot|sec|csc) ', s): continue # an angle there is no number
         s, n = re.subn(sign, ' ', s)
         if n: unit = unit or name
@@ -125,7 +69,10 @@ def clash(
 
 # %% ../../nbs/04_maths/04_answers.ipynb #a05e000b
 _THOUSANDS = re.compile(r'(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\S)|\\[{}]|[()\[\]]')
-_NAME = re.compile(r"((?:[a-zA-Z]|\\(?:alpha|beta|gamma|theta|phi|varphi|lambda|mu|omega|angle [A-Z]+|overline\{[A-Z]+\}) ?|[A-Z]{2,3})(?:_[a-zA-Z\d]|_\{[a-zA-Z\d]+\})?'?(?:\([a-z\d]\))?|\([a-zA-Z](?:,[a-zA-Z])+\))(=|\\in(?![a-z]) ?)(?=.)")
+_SYMBOL = r'[a-zA-Z]|\\(?:alpha|beta|gamma|theta|phi|varphi|lambda|mu|omega|angle [A-Z]+|overline\{[A-Z]+\}) ?|[A-Z]{2,3}'
+_INDEX, _OF, _POINT = r'_[a-zA-Z\d]|_\{[a-zA-Z\d]+\}', r'\([a-z\d]\)', r'\([a-zA-Z](?:,[a-zA-Z])+\)'
+_NAME = re.compile(rf"((?:{_SYMBOL})(?:{_INDEX})?'?(?:{_OF})?|{_POINT})(=|\\in(?![a-z]) ?)(?=.)") # `x=`, `a_1=`, `f(x)=`, `(x,y)=`
+_RELATION_SIGN = re.compile(r'[=<>]|\\(?:le|ge|ne|in|approx)(?![a-z])') # of a relation
 
 def _thousands(s):
     "Numbers without the commas between their thousands; in brackets a comma divides, unless a part would begin with 0."
@@ -159,7 +106,8 @@ def _numbers(s):
     s = re.sub(r'^(-?\d+)\\ (\d+)/(\d+)$', r'\1\\frac{\2}{\3}', s)
     s = re.sub(r'(?<![\d.])(\d*)\.(\d+)(?![\d.])', _decimal, s)
     s = re.sub(r'(?<![\w})\]^_/.!|])(\d+)/(\d+)(?![\w({\[^/.!\\])', r'\\frac{\1}{\2}', s)
-    s = re.sub(r'\\frac\{-(\d+|[a-zA-Z])\}', r'-\\frac{\1}', s) if not re.search(r'[\d}^]\\frac\{-|-\\frac\{-', s) else s
+    minus_matters = re.search(r'[\d}^]\\frac\{-|-\\frac\{-', s)
+    if not minus_matters: s = re.sub(r'\\frac\{-(\d+|[a-zA-Z])\}', r'-\\frac{\1}', s)
     return re.sub(r'^\+(?=[\d\\])', '', s)
 
 # %% ../../nbs/04_maths/04_answers.ipynb #a05e000c
@@ -175,15 +123,18 @@ def _words(s):
     text = re.search(r'\\text \{ *[^{}]*[a-zA-Z]{2}', s) is not None
     s = re.sub(r'\\text \{([^{}]*)\}', r' \1 ', s)
     letters = re.sub(r"[\s,.'!?-]|\\text ", '', s)
-    if letters.isalpha() and (len(letters) > 3 and text or re.search(r'[a-zA-Z]{4}|[A-Z][a-z]{2}', s) or text and not letters.isupper()): return _COUNTS.get(letters.lower(), s.lower()), letters.lower() not in _COUNTS
-    return re.sub(r'(?<![\\a-zA-Z])[A-Z]+[a-z]+', lambda m: m[0].lower(), s) if text else s, text
+    like_words = re.search(r'[a-zA-Z]{4}|[A-Z][a-z]{2}', s) or text and (len(letters) > 3 or not letters.isupper())
+    count = _COUNTS.get(letters.lower())
+    if letters.isalpha() and like_words: return count or s.lower(), count is None
+    if text: s = re.sub(r'(?<![\\a-zA-Z])[A-Z]+[a-z]+', lambda m: m[0].lower(), s)
+    return s, text
 
 def read_answer(
     text:str, # an answer, as `extract_boxed` gives it
 )->Answer:
     "Take an answer apart: its value in one spelling, its name, its unit."
     text = re.sub(r'(?<=\d)\s*(?:\{,\}|,\\!|\\[,;: ](?=\d{3}(?!\d)))\s*(?=\d{3})', '', text)
-    s = _regroup(re.sub(r'\\(left|right)\s*\.', '', text)).strip().rstrip(' .,;')
+    s = regroup(re.sub(r'\\(left|right)\s*\.', '', text)).strip().rstrip(' .,;')
     if m := re.fullmatch(r'\\text \{ *(\d[^{}]*)\}', s): s = m[1].strip()
     s = re.sub(r'\\text \{ *,? *(?:and|or) *,? *\}|(?<=[\d})]) *,? +(?:and|or) +(?=[-\\\d({])', ',', s)
     s = re.sub(r'^\\approx ', '', re.sub(r'(?:, *)+,', ',', s))
@@ -192,7 +143,8 @@ def read_answer(
     s = _tight(_thousands(s)).rstrip('.;,')
     s = _numbers(s.removesuffix('\\\\'))
     if m := re.fullmatch(r'\(([A-Z])\)', s): s = m[1]
-    name = '' if words or not (m := _NAME.match(s)) or re.search(r'[=<>]|\\(?:le|ge|ne|in|approx)(?![a-z])', s[m.end():]) else m[0]
+    m = None if words else _NAME.match(s)
+    name = m[0] if m and not _RELATION_SIGN.search(s[m.end():]) else ''
     return Answer(s[len(name):], name, unit, words)
 
 def normalize_answer(

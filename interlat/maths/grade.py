@@ -14,6 +14,7 @@ from threading import RLock
 from ..core.basics import *
 from ..core.crew import *
 from .boxed import *
+from .latex import *
 from .answers import *
 from .values import *
 
@@ -67,7 +68,7 @@ class Grader:
         limit:float=5., # seconds that one pair may take
     ):
         need_math()
-        if not isinstance(workers, int) or workers < 1: raise InterlatError(f"workers must be 1 or more, found {workers!r}")
+        check_range(1, whole=True, workers=workers)
         if not limit > 0: raise InterlatError(f"limit must be more than 0 seconds, found {limit!r}")
         self.limit, self._crew, self._lock = limit, Crew(workers, memory=MEMORY, warm=warm), RLock()
 
@@ -78,11 +79,14 @@ class Grader:
         "Grade answers against the right ones. Raises `InterlatError` where one is no text."
         pairs = [tuple(p) for p in pairs]
         for gold, answer in pairs:
-            if not isinstance(gold, str) or not isinstance(answer, str|None): raise InterlatError(f"answers to grade must be text (or None for no answer), found {answer if isinstance(gold, str) else gold!r}")
+            if isinstance(gold, str) and isinstance(answer, str|None): continue
+            wrong = answer if isinstance(gold, str) else gold
+            raise InterlatError(f"answers to grade must be text (or None for no answer), found {wrong!r}")
         grades = {p: _at_once(*p) for p in dict.fromkeys(pairs)}
         jobs = [p for p, grade in grades.items() if grade is None]
         with self._lock:
-            for j, said in self._crew.each([(None, _compare, p) for p in jobs], limit or self.limit): grades[jobs[j]] = self._grade(jobs[j][1], said)
+            for j, said in self._crew.each([(None, _compare, p) for p in jobs], limit or self.limit):
+                grades[jobs[j]] = self._grade(jobs[j][1], said)
         return [grades[p] for p in pairs]
 
     def _grade(self, answer, said):
@@ -114,7 +118,8 @@ def grade_counts(
 )->dict: # n, exact, equivalent, and one count for each of `VERDICTS`
     "How many answers were right by each measure, and how many got each verdict."
     verdicts = Counter(g.verdict for g in grades)
-    return dict(n=len(grades), exact=sum(g.exact for g in grades), equivalent=sum(g.equivalent for g in grades), **{v: verdicts[v] for v in VERDICTS})
+    right = dict(exact=sum(g.exact for g in grades), equivalent=sum(g.equivalent for g in grades))
+    return dict(n=len(grades), **right, **{v: verdicts[v] for v in VERDICTS})
 
 # %% ../../nbs/04_maths/06_grade.ipynb #a07a0014
 _shared = {} # process id -> its grader

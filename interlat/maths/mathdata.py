@@ -19,8 +19,9 @@ from .problems import *
 from .boxed import *
 
 # %% ../../nbs/04_maths/07_mathdata.ipynb #05b00005
-SUBJECTS = dict(algebra='Algebra', counting_and_probability='Counting & Probability', geometry='Geometry', intermediate_algebra='Intermediate Algebra',
-                number_theory='Number Theory', prealgebra='Prealgebra', precalculus='Precalculus') # folder -> MATH's own name
+SUBJECTS = dict(algebra='Algebra', counting_and_probability='Counting & Probability', geometry='Geometry',
+                intermediate_algebra='Intermediate Algebra', number_theory='Number Theory', prealgebra='Prealgebra',
+                precalculus='Precalculus') # folder -> MATH's own name
 LEVELS = (1, 2, 3, 4, 5)
 _FOLDERS = {name: folder for folder,name in SUBJECTS.items()} | {folder: folder for folder in SUBJECTS}
 
@@ -29,7 +30,8 @@ def _text(row, field, where, needed=True):
     value = row.get(field)
     if value is None and not needed: return ''
     if field not in row: raise InterlatError(f"{where}: field {field!r} is missing; the fields are {', '.join(row)}")
-    if not isinstance(value, str) or needed and not value.strip(): raise InterlatError(f"{where}: field {field!r} is {value!r:.80}; wanted a text")
+    if not isinstance(value, str) or needed and not value.strip():
+        raise InterlatError(f"{where}: field {field!r} is {value!r:.80}; wanted a text")
     return value
 
 def _subject(row, where):
@@ -46,7 +48,9 @@ def _level(row, where):
     if value is None or value != value: return '' # a gap in a table
     if isinstance(value, float|Decimal) and value == value//1: value = int(value)
     found = re.fullmatch(r'(?:Level )?([1-5?])', str(value))
-    if not found: raise InterlatError(f"{where}: field 'level' is {row['level']!r:.80}; wanted 'Level 1' to 'Level 5', 'Level ?', or a number from 1 to 5")
+    if not found:
+        wanted = "'Level 1' to 'Level 5', 'Level ?', or a number from 1 to 5"
+        raise InterlatError(f"{where}: field 'level' is {row['level']!r:.80}; wanted {wanted}")
     return found[1].strip('?')
 
 def _bare(text): return ''.join(text.replace('$', '').split()).casefold()
@@ -55,8 +59,8 @@ def _answer(row, solution, where):
     "The row's answer, or what the solution's last box holds."
     if row.get('answer') is not None: return _text(row, 'answer', where)
     answer = extract_boxed(solution)
-    if not (answer or '').strip(): raise InterlatError(f"{where}: field 'solution' has no answer in a \\boxed{{}}, found '…{' '.join(solution.split())[-60:]}'")
-    return answer
+    if answer and answer.strip(): return answer
+    raise InterlatError(f"{where}: field 'solution' has no answer in a \\boxed{{}}, found '…{one_line(solution)[-60:]}'")
 
 # %% ../../nbs/04_maths/07_mathdata.ipynb #05b00009
 LOST_ANSWERS = {'8de0e191d608add2': '0', '7463585f655e09f1': '0'} # problem, by its hash -> what its empty box held
@@ -72,23 +76,30 @@ def _problem(row, where, problem_id):
     full, known = _text(row, 'problem', where), _text(row, 'known', where, needed=False)
     solution = _mended(full, _text(row, 'solution', where, needed=row.get('answer') is None))
     text = full.removeprefix(f'{known} ') if known else full
-    if known and text == full: raise InterlatError(f"{where}: field 'known' is {known!r:.80}; wanted what the problem begins with, found {full!r:.80}")
+    if known and text == full:
+        raise InterlatError(f"{where}: field 'known' is {known!r:.80}; wanted what the problem begins with, found {full!r:.80}")
     if not text.strip(): raise InterlatError(f"{where}: field 'problem' is {full!r:.80}; wanted more than what is known")
-    return Problem(problem_id, text, _answer(row, solution, where), solution, _subject(row, where), _level(row, where), _text(row, 'plan', where, needed=False), known)
+    answer, subject, level = _answer(row, solution, where), _subject(row, where), _level(row, where)
+    return Problem(problem_id, text, answer, solution, subject, level, _text(row, 'plan', where, needed=False), known)
 
 # %% ../../nbs/04_maths/07_mathdata.ipynb #05b0000f
-def _splits(root): return sorted(d.name for d in root.iterdir() if d.is_dir() and any((d/s).is_dir() for s in SUBJECTS)) if root.is_dir() else []
+def _splits(root):
+    "The folders in `root` that hold folders of MATH's subjects."
+    if not root.is_dir(): return []
+    return sorted(d.name for d in root.iterdir() if any((d/subject).is_dir() for subject in SUBJECTS))
 
 def _original(root, split):
     "(where, problem) of each file in the original's folders."
     for subject in sorted(d for d in (root/split).iterdir() if d.is_dir() and not d.name.startswith('.')):
         if subject.name not in SUBJECTS: raise InterlatError(f"{subject} is no subject of MATH; wanted {', '.join(SUBJECTS)}")
         for path in subject.glob('[!.]*.json'):
-            if not re.fullmatch(r'\d+', path.stem, re.ASCII): raise InterlatError(f"{path} is not named by a number, as a problem of MATH is")
+            if not re.fullmatch(r'[0-9]+', path.stem): raise InterlatError(f"{path} is not named by a number, as a problem of MATH is")
             row = parse_json(path.read_bytes(), path)
             if not isinstance(row, dict): raise InterlatError(f"{path} is {row!r:.80}; wanted an object with the fields of a problem")
             problem = _problem(row, path, f'{split}/{subject.name}/{int(path.stem)}') # 01.json is problem 1
-            if problem.subject != subject.name: raise InterlatError(f"{path}: the problem is of {SUBJECTS[problem.subject]}; wanted {SUBJECTS[subject.name]}, as the folder says")
+            if problem.subject != subject.name:
+                found, wanted = SUBJECTS[problem.subject], SUBJECTS[subject.name]
+                raise InterlatError(f"{path}: the problem is of {found}; wanted {wanted}, as the folder says")
             yield str(path), problem
 
 def _table(source, split):
@@ -96,7 +107,8 @@ def _table(source, split):
     at = Counter()
     for where,row in read_rows(source, '' if Path(source).is_file() else split):
         subject = _subject(row, where)
-        name = _text(row, 'unique_id', where, needed=False).removesuffix('.json') or '/'.join(filter(None, (split, subject, str(at[subject]))))
+        own = _text(row, 'unique_id', where, needed=False).removesuffix('.json')
+        name = own or '/'.join(filter(None, (split, subject, str(at[subject]))))
         at[subject] += 1
         yield where, _problem(row, where, name)
 
@@ -115,6 +127,11 @@ def _wanted(subjects, levels):
         if isinstance(n, bool) or n not in LEVELS: raise InterlatError(f"unknown level {n!r}; MATH has {', '.join(map(str, LEVELS))}")
     return {_FOLDERS[s] for s in subjects}, {*map(str, LEVELS), ''} if levels is None else {str(int(n)) for n in levels}
 
+def _asked(folders, levels):
+    "What was asked for, for a message."
+    subjects = ', '.join(s for s in SUBJECTS if s in folders) or 'no subject'
+    return f"{subjects} at level {', '.join(sorted(levels - {''})) or 'none'}"
+
 def _there(problems):
     "What subjects and levels there are, for a message."
     levels = {s: sorted({p.level or '?' for p in problems if p.subject == s}) for s in SUBJECTS}
@@ -131,24 +148,30 @@ def read_problems(
     subjects:Iterable[str]|str|None=None, # folders of `SUBJECTS` or MATH's own names; None: all
     levels:Iterable[int]|int|None=None, # of 1 to 5; None: all, an unknown one included
 )->list[Problem]: # by subject, as in `SUBJECTS`, and number
-    "Problems of MATH, or in its form. Raises `InterlatError` that names file or row and field at fault, and where no problem is left, what there is."
+    """Problems of MATH, or in its form. Raises `InterlatError` that names file or row and field at fault, and where no problem is
+    left, what there is."""
     folders, wanted = _wanted(subjects, levels)
     root = next((r for r in (Path(source), Path(source)/'MATH') if _splits(r)), None)
     if root: split = choose_split(_splits(root), split, root)
     problems, seen = [], {}
     for where,problem in _original(root, split) if root else _table(source, split):
-        if (first := seen.setdefault(problem.problem_id, where)) != where: raise InterlatError(f"{where}: problem {problem.problem_id!r} stands in {first} already")
+        first = seen.setdefault(problem.problem_id, where)
+        if first != where: raise InterlatError(f"{where}: problem {problem.problem_id!r} stands in {first} already")
         problems.append(problem)
-    left = [(list(SUBJECTS).index(p.subject), _number(p, i), p) for i,p in enumerate(problems) if p.subject in folders and p.level in wanted]
-    if not left: raise InterlatError(f"{source} has no problems of {', '.join(s for s in SUBJECTS if s in folders) or 'no subject'} at level {', '.join(sorted(wanted - {''})) or 'none'}; there is {_there(problems)}")
-    return [p for *_,p in sorted(left, key=lambda x: x[:2])]
+    left = [(i, p) for i,p in enumerate(problems) if p.subject in folders and p.level in wanted]
+    if not left: raise InterlatError(f"{source} has no problems of {_asked(folders, wanted)}; there is {_there(problems)}")
+    place = lambda found: (list(SUBJECTS).index(found[1].subject), _number(found[1], found[0]))
+    return [p for _,p in sorted(left, key=place)]
 
 # %% ../../nbs/04_maths/07_mathdata.ipynb #05b00014
 def _row(p):
     "A problem in the fields of the original, and ours."
-    if p.subject not in SUBJECTS: raise InterlatError(f"problem {p.problem_id!r} is of {p.subject or 'no subject'}; wanted one of {', '.join(SUBJECTS)}")
-    if p.level not in ('', *map(str, LEVELS)): raise InterlatError(f"problem {p.problem_id!r} has level {p.level!r}; wanted 1 to 5, or none")
-    return dict(problem=p.full, level=f"Level {p.level or '?'}", type=SUBJECTS[p.subject], solution=p.solution, answer=p.answer) | {k: v for k in ('known','plan') if (v := getattr(p, k))}
+    this = f"problem {p.problem_id!r}"
+    if p.subject not in SUBJECTS: raise InterlatError(f"{this} is of {p.subject or 'no subject'}; wanted one of {', '.join(SUBJECTS)}")
+    if p.level not in ('', *map(str, LEVELS)): raise InterlatError(f"{this} has level {p.level!r}; wanted 1 to 5, or none")
+    fields = dict(problem=p.full, level=f"Level {p.level or '?'}", type=SUBJECTS[p.subject], solution=p.solution, answer=p.answer)
+    ours = dict(known=p.known, plan=p.plan)
+    return fields | {name: text for name,text in ours.items() if text}
 
 def _files(problems, split):
     "Path of each problem below its split: the number of its id if that has our form, else the next free one of its subject."
@@ -165,11 +188,13 @@ def save_problems(
     folder:str|Path, # the folder of the splits
     split:str, # name of this one
 )->Path: # `folder`
-    "Write problems as MATH's folders; `read_problems` gives them back. Raises `InterlatError` for a problem that does not fit, an id found twice, or a split that is there."
+    """Write problems as MATH's folders; `read_problems` gives them back. Raises `InterlatError` for a problem that does not fit, an id
+    found twice, or a split that is there."""
     folder = Path(folder)
     if not problems: raise InterlatError(f"no problems to save in {folder}")
     if not re.fullmatch(r'\w[\w.-]*', split): raise InterlatError(f"a split is named like a folder, e.g. 'train', found {split!r}")
-    if twice := [i for i,n in Counter(p.problem_id for p in problems).items() if n > 1]: raise InterlatError(f"problem {twice[0]!r} is there more than once")
+    twice = [i for i,n in Counter(p.problem_id for p in problems).items() if n > 1]
+    if twice: raise InterlatError(f"problem {twice[0]!r} is there more than once")
     if (folder/split).exists(): raise InterlatError(f"{folder/split} exists; choose another folder, or remove it")
     part = folder/f'.{split}.{os.getpid()}.tmp'
     try:
@@ -199,5 +224,8 @@ def overlap_sentence(
     "How many of a split's problems stand in another."
     pairs = overlaps(a, b)
     found = len({i for i,_ in pairs})
-    said = f"{found or 'none'} of the {len(a):,} problems of {name_a} {'stand' if found > 1 else 'stands'} in {name_b} ({len(b):,} problems)"
-    return said + (f": {', '.join(f'{i} = {j}' for i,j in pairs[:5])}{', …' if len(pairs) > 5 else ''}" if pairs else '')
+    verb = 'stand' if found > 1 else 'stands'
+    said = f"{found or 'none'} of the {len(a):,} problems of {name_a} {verb} in {name_b} ({len(b):,} problems)"
+    if not pairs: return said
+    named = ', '.join(f'{i} = {j}' for i,j in pairs[:5])
+    return f"{said}: {named}{', …' if len(pairs) > 5 else ''}"
