@@ -8,13 +8,13 @@ import plotly.graph_objects as go
 import pytest
 from notebooks import ROOT
 
-from interlat.figures import look as look_room
 from interlat.core.basics import InterlatError
 from interlat.messages.perturb import VARIANTS
+from interlat.figures import look as look_room
+from interlat.figures.look import DARK, GREY, PALETTE, in_dark, look, save_figure
+from interlat.figures.words import CONDITIONS
+from interlat.figures.results import effects_by_type, success_by_ablation, success_by_condition, training_dynamics
 from interlat.figures.tradeoff import FAMILIES, rate_distortion
-from interlat.figures.look import DARK
-from interlat.figures.look import GREY, PALETTE, in_dark, look, save_figure
-from interlat.figures.results import CONDITIONS, effects_by_type, success_by_ablation, success_by_condition, training_dynamics
 
 SUMMARY = pd.DataFrame([dict(condition=c, n=10, successes=k, success_rate=k/10, ci_low=max(0, k/10 - .2), ci_high=min(1, k/10 + .2))
                         for k, c in enumerate(CONDITIONS)])

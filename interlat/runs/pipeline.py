@@ -144,4 +144,4 @@ def report_page(
 # %% ../../nbs/12_runs/07_pipeline.ipynb #22000019
 def pipeline_notebook()->Path:
     "The notebook of the pipeline. Raises `InterlatError` outside a clone of the repository: notebooks do not come with the package."
-    return check_file(Path(__file__).parents[2]/'nbs'/'experiments'/'E12_pipeline.ipynb', 'the notebook of the pipeline', 'clone the repository and install it from there: pip install -e .')
+    return check_file(Path(__file__).parents[2]/'nbs'/'experiments'/'E07_pipeline.ipynb', 'the notebook of the pipeline', 'clone the repository and install it from there: pip install -e .')
