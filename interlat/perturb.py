@@ -7,6 +7,7 @@ __all__ = ['LENGTHS', 'VARIANTS', 'white_noise', 'cov_noise', 'cov_gauss', 'haar
            'short_list', 'check_variant', 'perturb']
 
 # %% ../nbs/13_doors/04_perturb.ipynb #013c8edb
+from .core.basics import *
 from .messages.perturb import *
 
 # %% ../nbs/13_doors/04_perturb.ipynb #f5d9c44e

@@ -142,7 +142,7 @@ def test_what_is_refused(tmp_path, columns, error):
 def test_other_refusals(tmp_path):
     whole = parquet(tmp_path/'a.parquet', rows())
     with pytest.raises(InterlatError, match='no column sender; say whose messages these are'): import_messages(whole, tmp_path/'x')
-    with pytest.raises(InterlatError, match='batch_size must be 1 or more, found 0'): import_messages(whole, tmp_path/'x', 's', batch_size=0)
+    with pytest.raises(InterlatError, match='batch_size must be an integer, 1 or more, found 0'): import_messages(whole, tmp_path/'x', 's', batch_size=0)
     with pytest.raises(InterlatError, match="unknown dtype 'int8'"): import_messages(whole, tmp_path/'x', 's', dtype='int8')
     with pytest.raises(InterlatError, match="no splits, found split='train'"): import_messages(whole, tmp_path/'x', 's', split='train')
     with pytest.raises(InterlatError, match='message data set not found: .*no.parquet'): import_messages(tmp_path/'no.parquet', tmp_path/'x', 's')

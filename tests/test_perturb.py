@@ -195,7 +195,7 @@ def test_resampled_moments(variant, centred):
 
 def test_refusals():
     m = message()
-    with pytest.raises(InterlatError, match=r"unknown condition 'loud'; choose from latent, text, no_comm, cross_task, white_noise, .*, truncate_\{0.9\|.*\|1\}$"): perturb(m, 'loud')
+    with pytest.raises(InterlatError, match=r"unknown condition 'loud'; use latent, text, no_comm, cross_task, white_noise, .*, truncate_\{0.9\|.*\|1\}$"): perturb(m, 'loud')
     with pytest.raises(InterlatError, match='pass other='): perturb(m, 'cross_task')
     with pytest.raises(InterlatError, match="same task 't'"): perturb(m, 'cross_task', other=message(seed=1))
     with pytest.raises(InterlatError, match="found one of 'x', width 32"): perturb(m, 'cross_task', other=message(task_id='u', sender='x'))

@@ -10,4 +10,5 @@ __all__ = ['InterlatError', 'check_file', 'need', 'first_line', 'cli', 'set_seed
 from .basics import *
 
 # %% ../../nbs/13_doors/01_core.ipynb #a3101fbe
-_all_ = ['InterlatError', 'check_file', 'need', 'first_line', 'cli', 'set_seed', 'derive_seed', 'resolve_device', 'resolve_dtype', 'write_atomic', 'asset']
+_all_ = ['InterlatError', 'check_file', 'need', 'first_line', 'cli', 'set_seed', 'derive_seed',
+         'resolve_device', 'resolve_dtype', 'write_atomic', 'asset']

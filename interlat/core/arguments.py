@@ -14,6 +14,14 @@ from pathlib import Path
 from .basics import *
 
 # %% ../../nbs/01_core/06_arguments.ipynb #2899f2e6
+def _as_tuple(x): return x if isinstance(x, tuple) else (x,)
+
+def _usage(data, default):
+    "The line of --help that says how to call a command; the kind of data is in brackets where it may be left out."
+    kinds = ' | '.join(data)
+    first = f'[{kinds}]' if kinds and default else kinds
+    return ' '.join(word for word in ('%(prog)s', first, '[flags | arguments.yaml]') if word)
+
 def parse(
     types, # dataclass, or a tuple of them
     argv:list[str], # the words after the command's name
@@ -25,12 +33,11 @@ def parse(
     from transformers import HfArgumentParser
     class Parser(HfArgumentParser):
         def error(self, message): raise InterlatError(f"{message}; see {self.prog} --help")
-    data, types = data or {}, types if isinstance(types, tuple) else (types,)
+    data = data or {}
     named = argv[0] if argv[:1] and argv[0] in data else ''
     kind = named or default or ('' if not {'-h', '--help'} & set(argv) else next(iter(data), ''))
     own = data.get(kind, ())
-    usage = ' '.join(['%(prog)s', *([('[{}]' if default else '{}').format(' | '.join(data))] if data else []), '[flags | arguments.yaml]'])
-    parser = Parser((*types, *(own if isinstance(own, tuple) else (own,))), description=about, usage=usage)
+    parser = Parser((*_as_tuple(types), *_as_tuple(own)), description=about, usage=_usage(data, default))
     if data and not kind: parser.error(f"the first word must be {' or '.join(data)}, found {argv[0] if argv else 'nothing'}")
     if named: argv = argv[1:]
     if len(argv) == 1 and Path(argv[0]).suffix in ('.yaml', '.json'): return _from_file(parser, argv[0])
@@ -43,10 +50,12 @@ def parse(
 def _fit(kind, name, value):
     "A value of a file as the command line would read it: YAML takes 1e-5 for a text."
     from transformers.hf_argparser import string_to_bool
-    whole = {int: int, float: (int, float), string_to_bool: bool}.get(kind)
-    if whole is None or value is None or isinstance(value, whole) and isinstance(value, bool) == (whole is bool): return value
+    known = {int: (int, 'an integer'), float: ((int, float), 'a number'), string_to_bool: (bool, 'yes or no')}
+    if kind not in known or value is None: return value
+    types, wanted = known[kind]
+    if isinstance(value, types) and isinstance(value, bool) == (types is bool): return value
     try: return kind(str(value))
-    except (ValueError, ArgumentTypeError) as e: raise InterlatError(f"{name} is {value!r:.80}; wanted {'yes or no' if whole is bool else 'an integer' if whole is int else 'a number'}") from e
+    except (ValueError, ArgumentTypeError) as e: raise InterlatError(f"{name} is {value!r:.80}; wanted {wanted}") from e
 
 def _from_file(parser, path):
     "The dataclasses in an argument file."
@@ -56,8 +65,11 @@ def _from_file(parser, path):
     try:
         given = yaml.safe_load(check_file(path, 'argument file').read_text(encoding='utf-8'))
         if not isinstance(given, dict): raise InterlatError(f"{path} must hold names and values, found {given!r:.80}")
-        def word(k, v): return 'no' if v is False and k.endswith('_strategy') else _fit(kinds.get(k), f'{path}: {k}', v) # no: which is how YAML reads a bare no
-        return parser.parse_dict({(name := other.get(k, k)): word(name, v) for k,v in given.items()})
+        own = {other.get(name, name): value for name,value in given.items()}
+        for name,value in own.items():
+            bare_no = value is False and name.endswith('_strategy') # YAML reads it as False
+            own[name] = 'no' if bare_no else _fit(kinds.get(name), f'{path}: {name}', value)
+        return parser.parse_dict(own)
     except InterlatError: raise
     except (ValueError, TypeError, AttributeError, ImportError, OSError, yaml.YAMLError) as e: raise InterlatError(f"{path}: {e}") from e
 
@@ -85,6 +97,7 @@ def integers(
     what:str='seeds', # what they are, for the message
 )->list[int]:
     "Non-negative integers; raises `InterlatError` for anything else."
-    wrong = [w for w in several(words) if not w.isdigit()]
+    words = several(words)
+    wrong = [w for w in words if not w.isdecimal()]
     if wrong: raise InterlatError(f"{what} must be non-negative integers, found {wrong[0]!r}")
-    return [int(w) for w in several(words)]
+    return [int(w) for w in words]

@@ -92,7 +92,7 @@ def cli(
     "Run `main`; an `InterlatError` becomes one line on stderr and exit status 2."
     try: main()
     except InterlatError as e:
-        print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
+        print(f"error: {one_line(e)}", file=sys.stderr)
         return 2
     return 0
 
@@ -102,7 +102,7 @@ def set_seed(
 )->None:
     "Seed Python's, NumPy's and torch's global generators."
     import numpy as np, torch
-    if seed < 0: raise InterlatError(f"seed must be a non-negative integer, found {seed}")
+    check_range(0, whole=True, seed=seed)
     random.seed(seed); np.random.seed(seed % 2**32); torch.manual_seed(seed)
 
 # %% ../../nbs/01_core/01_basics.ipynb #5f96f1e4
@@ -119,7 +119,8 @@ def derive_seed(
 def resolve_device(
     device:str='auto', # 'auto', 'cpu', 'cuda', 'cuda:1', 'mps'
 )->'torch.device':
-    "The device to use: `'auto'` takes a GPU if one is at hand, each of several processes its own. Raises `InterlatError` for one that is not."
+    """The device to use: `'auto'` takes a GPU if one is at hand, each of several processes its own.
+    Raises `InterlatError` for a device that this machine lacks."""
     import torch
     if device == 'auto':
         device = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
@@ -142,7 +143,7 @@ def resolve_dtype(
     if dtype == 'auto':
         on_gpu = torch.device(device).type == 'cuda' and torch.cuda.is_bf16_supported()
         return torch.bfloat16 if on_gpu else torch.float32
-    if dtype not in names: raise InterlatError(f"unknown dtype {dtype!r}; use auto, {', '.join(names)}")
+    check_choice(('auto', *names), dtype=dtype)
     return names[dtype]
 
 # %% ../../nbs/01_core/01_basics.ipynb #880dbe4e
@@ -150,7 +151,8 @@ def write_atomic(
     path:str|Path, # file to write; its folder is made
     content:str|bytes, # all of it
 )->Path: # `path`
-    "Write `content` to `path` in one step: readers see the old file or the new one, never a part. Raises `InterlatError` if its folder cannot be made."
+    """Write `content` to `path` in one step: readers see the old file or the new one, never a part.
+    Raises `InterlatError` if its folder cannot be made."""
     path = Path(path)
     try: path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise InterlatError(f"cannot make the folder {path.parent}: {e.strerror}") from e

@@ -9,6 +9,7 @@ __all__ = ['START', 'WorkerDied', 'TimedOut', 'Crew']
 import os, signal, sys, time, weakref
 from collections import deque
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import wait
 from threading import Lock
@@ -81,6 +82,18 @@ class TimedOut(RuntimeError):
 
 START = 120. # seconds that a worker has to start, warm up and begin, where jobs have a limit
 
+@dataclass
+class _Job:
+    "A job that a worker is busy with."
+    worker:int
+    place:int # in the list of jobs
+    end:float|None=None # when it is too late, by `time.monotonic`; None: never
+    why:str='' # it was too late
+
+    def allow(self, seconds, what):
+        "From now on it has so many seconds; `what` will be said of it if that was not enough."
+        self.end, self.why = time.monotonic() + seconds, f'it {what} {seconds:g} s'
+
 class Crew:
     "Worker processes, started when there is work, and again when they died or were killed."
     def __init__(self,
@@ -113,39 +126,40 @@ class Crew:
     ): # yields (place in `jobs`, answer) as answers come; an answer may be an `InterlatError`, a `WorkerDied` or a `TimedOut`
         "Do the jobs, on each worker in the order of the list."
         jobs = list(jobs)
-        queues, busy, died = [deque() for _ in self._workers], {}, set() # busy: connection -> worker, job, when it is too late, for what
+        queues, busy, died = [deque() for _ in self._workers], {}, set() # busy: connection -> `_Job`
         free = deque(j for j, (k, *_) in enumerate(jobs) if k is None)
         for j, (k, *_) in enumerate(jobs):
             if k is not None: queues[k].append(j)
         def begin(k):
             if queue := queues[k] or free:
-                j = queue.popleft()
-                busy[self._begin(k, jobs[j][1:])] = k, j, time.monotonic() + START if limit else None, f'it did not begin within {START:g} s'
+                job = _Job(k, queue.popleft())
+                if limit: job.allow(START, 'did not begin within')
+                busy[self._begin(k, jobs[job.place][1:])] = job
         try:
             for k in range(len(self)): begin(k)
             while busy:
                 for connection, answer in self._hear(busy, limit):
-                    k, j, *_ = busy.pop(connection)
-                    again = isinstance(answer, WorkerDied) and j not in died
-                    if again: died.add(j); queues[k].appendleft(j)
-                    begin(k)
-                    if not again: yield j, answer
+                    job = busy.pop(connection)
+                    again = isinstance(answer, WorkerDied) and job.place not in died
+                    if again: died.add(job.place); queues[job.worker].appendleft(job.place)
+                    begin(job.worker)
+                    if not again: yield job.place, answer
         finally:
-            for k, *_ in busy.values(): self._end(k)
+            for job in busy.values(): self._end(job.worker)
 
     def _hear(self, busy, limit):
         "Wait; returns (connection, answer) of the jobs that ended, by themselves or by the clock. Notes which have begun."
-        ends = [end for *_, end, _ in busy.values() if end]
+        ends = [job.end for job in busy.values() if job.end]
         ready, heard = wait(list(busy), max(0., min(ends) - time.monotonic()) if ends else None), []
         for connection in ready:
-            k, j, *_ = busy[connection]
-            answer = self._answer(k)
-            if answer is _BEGUN: busy[connection] = k, j, time.monotonic() + limit if limit else None, f'it took longer than {limit or 0:g} s'
-            else: heard.append((connection, answer))
-        for connection, (k, _, end, why) in busy.items():
-            if connection in ready or not end or time.monotonic() < end: continue
-            self._end(k)
-            heard.append((connection, TimedOut(f'killed: {why}')))
+            job = busy[connection]
+            answer = self._answer(job.worker)
+            if answer is not _BEGUN: heard.append((connection, answer))
+            elif limit: job.allow(limit, 'took longer than')
+        for connection, job in busy.items():
+            if connection in ready or not job.end or time.monotonic() < job.end: continue
+            self._end(job.worker)
+            heard.append((connection, TimedOut(f'killed: {job.why}')))
         return heard
 
     def _answer(self, k):

@@ -42,9 +42,11 @@ class Basis:
 
     def __post_init__(self):
         self.mean, self.directions = (x.detach().cpu().float().contiguous() for x in (self.mean, self.directions))
-        if not (self.mean.ndim == 1 and self.directions.ndim == 2 and self.directions.shape[1] == len(self.mean) >= self.rank >= 1):
-            raise InterlatError(f"a basis has a mean (D,) and directions (r, D) with r in 1..D, found {tuple(self.mean.shape)} and {tuple(self.directions.shape)}")
-        if not (self.mean.isfinite().all() and self.directions.isfinite().all()): raise InterlatError("a basis holds NaN or infinite values")
+        mean, directions = tuple(self.mean.shape), tuple(self.directions.shape)
+        if not (len(mean) == 1 and len(directions) == 2 and directions[1] == self.width >= self.rank >= 1):
+            raise InterlatError(f"a basis has a mean (D,) and directions (r, D) with r in 1..D, found {mean} and {directions}")
+        finite = self.mean.isfinite().all() and self.directions.isfinite().all()
+        if not finite: raise InterlatError("a basis holds NaN or infinite values")
 
     @property
     def rank(self)->int: # r
@@ -75,7 +77,8 @@ class Basis:
 
     def _check(self, x, columns, what):
         "`x` as float32 on the CPU; raises `InterlatError` if it has not that many columns."
-        if x.ndim != 2 or x.shape[1] != columns: raise InterlatError(f"{self!r} takes {what} of shape (L, {columns}), found {tuple(x.shape)}")
+        if x.ndim != 2 or x.shape[1] != columns:
+            raise InterlatError(f"{self!r} takes {what} of shape (L, {columns}), found {tuple(x.shape)}")
         return x.detach().cpu().float()
 
     def save(self,
@@ -92,9 +95,12 @@ class Basis:
         "Read a basis back; raises `InterlatError` if the file is missing, damaged or something else."
         try: x = from_bytes(check_file(path, 'basis').read_bytes())
         except (OSError, SafetensorError) as e: raise InterlatError(f"basis {path} cannot be read: {e}") from e
-        if set(x) != {'mean', 'directions', 'explained', 'crc32'}: raise InterlatError(f"{path} holds no basis: found {', '.join(sorted(x))}")
-        if x['crc32'].tolist() != [_crc(x['mean'], x['directions'], x['explained'])]: raise InterlatError(f"basis {path} does not match its checksum; put a good copy in its place")
-        return cls(x['mean'], x['directions'], x['explained'].item())
+        if set(x) != {'mean', 'directions', 'explained', 'crc32'}:
+            raise InterlatError(f"{path} holds no basis: found {', '.join(sorted(x))}")
+        mean, directions, explained = x['mean'], x['directions'], x['explained']
+        if x['crc32'].tolist() != [_crc(mean, directions, explained)]:
+            raise InterlatError(f"basis {path} does not match its checksum; put a good copy in its place")
+        return cls(mean, directions, explained.item())
 
     def __repr__(self): return f"Basis(rank {self.rank} of width {self.width}, explains {self.explained:.1%}, checksum {self.checksum})"
 
@@ -103,7 +109,8 @@ def _moments(hs):
     "(mean (D,), sum of the products of deviations (D, D)) of an iterable of states, float64; one update a tensor after Chan et al. 1983."
     n, mean, scatter = 0, torch.zeros(0), torch.zeros(0)
     for h in hs:
-        if h.ndim != 2 or n and h.shape[1] != len(mean): raise InterlatError(f"states must have shape (L, {len(mean) if n else 'D'}), found {tuple(h.shape)}")
+        if h.ndim != 2 or n and h.shape[1] != len(mean):
+            raise InterlatError(f"states must have shape (L, {len(mean) if n else 'D'}), found {tuple(h.shape)}")
         if not len(h): continue
         h = h.detach().cpu().double()
         if not n: mean, scatter = h.new_zeros(h.shape[1]), h.new_zeros(h.shape[1], h.shape[1])
@@ -119,11 +126,12 @@ def fit_basis(
     hs:Iterable[Tensor], # states of each message, (L_i, D)
     rank:int, # r, directions to keep, in 1..D
 )->Basis:
-    "The `rank` leading principal components, each with its largest absolute number positive; raises `InterlatError` for states or a rank that do not fit."
+    """The `rank` leading principal components, each with its largest absolute number positive.
+    Raises `InterlatError` for states or a rank that do not fit."""
     mean, scatter = _moments(hs)
     check_rank(rank, len(mean))
     values, vectors = torch.linalg.eigh(scatter)
     values, directions = values.flip(0).clamp(min=0), vectors.T.flip(0)[:rank]
     largest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
-    total = values.sum().item()
-    return Basis(mean, directions * largest.sign(), min(1., values[:rank].sum().item()/total) if total else 1.)
+    kept, total = values[:rank].sum().item(), values.sum().item()
+    return Basis(mean, directions * largest.sign(), explained=min(1., kept/total) if total else 1.)

@@ -23,7 +23,9 @@ def _loopback(address):
     if not (found := re.fullmatch(r'([\w.-]*):(\d+)', str(address))): return None
     try: host, port = socket.gethostbyname(found[1] or '127.0.0.1'), int(found[2])
     except (OSError, UnicodeError) as e: raise InterlatError(f"unknown host {found[1]!r}; use 127.0.0.1:{found[2]}") from e
-    if not host.startswith('127.') or port > 65535: raise InterlatError(f"a channel stays on this machine (127.0.0.1, ports up to 65535), found {address}; reach another one through an SSH tunnel")
+    if not host.startswith('127.') or port > 65535:
+        here = "a channel stays on this machine (127.0.0.1, ports up to 65535)"
+        raise InterlatError(f"{here}, found {address}; reach another one through an SSH tunnel")
     return host, port
 
 # %% ../../nbs/02_messages/07_channel.ipynb #c4a10009
@@ -51,7 +53,9 @@ class SocketOutbox(Sender):
         while not self._socket:
             try: s = socket.create_connection(_loopback(self.address), self.timeout)
             except OSError as e:
-                if time.monotonic() > end: raise InterlatError(f"nobody listens at {self.address} ({first_line(e)}); start the receiver, and use the address that it names") from e
+                if time.monotonic() > end:
+                    nobody = f"nobody listens at {self.address} ({first_line(e)})"
+                    raise InterlatError(f"{nobody}; start the receiver, and use the address that it names") from e
                 time.sleep(.05)
                 continue
             if s.getsockname() == s.getpeername(): s.close() # a free port may be given to the caller itself
@@ -83,7 +87,8 @@ class SocketOutbox(Sender):
         try: whole, line = self._push(raw), self._line()
         except OSError as e:
             self.close(done=False)
-            raise InterlatError(f"the receiver at {self.address} was lost: {first_line(e)}; start both again, what has arrived is not sent twice") from e
+            lost = f"the receiver at {self.address} was lost: {first_line(e)}"
+            raise InterlatError(f"{lost}; start both again, what has arrived is not sent twice") from e
         verdict = line[:1].decode('latin1')
         if not whole or verdict not in (TAKEN, THERE, REFUSED): self.close(done=False)
         if verdict not in tuple(ANSWERS): raise InterlatError(f"{self.address} is no receiver of messages: it answers {line[:40]!r}")
@@ -92,7 +97,8 @@ class SocketOutbox(Sender):
     def send(self,
         message:LatentMessage, # what to send
     )->bool: # False: one for its task is there already
-        "Send a message and wait until the receiver has dealt with it. Raises `Refused` with its reason, `InterlatError` if there is no receiver any more."
+        """Send a message and wait until the receiver has dealt with it.
+        Raises `Refused` with its reason, `InterlatError` if there is no receiver any more."""
         verdict, why = self._exchange(message.pack(*self._how))
         if verdict in (REFUSED, CLOSED): raise Refused(f"refused by {self.address}: {why}")
         return verdict == TAKEN
@@ -126,7 +132,8 @@ class SocketInbox(Receiver):
     ):
         super().__init__(expected, timeout)
         try: self._listener = socket.create_server(_loopback(address))
-        except OSError as e: raise InterlatError(f"cannot listen at {address}: {e.strerror}; use another port, or 0 for one that is free") from e
+        except OSError as e:
+            raise InterlatError(f"cannot listen at {address}: {e.strerror}; use another port, or 0 for one that is free") from e
         self.address = '{}:{}'.format(*self._listener.getsockname())
         self._listener.setblocking(False)
         self._selector = selectors.DefaultSelector()
@@ -188,7 +195,7 @@ class SocketInbox(Receiver):
         self._drop(peer)
 
     def _answer(self, peer, verdict, why=''):
-        line = (verdict + ' '.join(why.split())).encode() + b'\n'
+        line = (verdict + one_line(why)).encode() + b'\n'
         peer.since = self._now
         peer.taken += verdict == TAKEN
         peer.deaf = peer.deaf or verdict in (CLOSED, ENDED)

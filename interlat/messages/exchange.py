@@ -6,11 +6,12 @@
 __all__ = ['read_messages', 'import_messages', 'export_messages']
 
 # %% ../../nbs/02_messages/05_exchange.ipynb #3ca98754
-import os, re
+import os
 from itertools import islice
 from pathlib import Path
 import torch
 from ..core.basics import *
+from ..core.rows import *
 from .message import *
 
 # %% ../../nbs/02_messages/05_exchange.ipynb #b79414de
@@ -38,7 +39,8 @@ def _states(cell, dtype):
     flat = rows.flatten()
     if not (pa.types.is_floating(flat.type) or pa.types.is_integer(flat.type)): raise InterlatError(f"must hold numbers, found {flat.type}")
     h = torch.tensor(flat.to_numpy(zero_copy_only=False)).reshape(len(rows), widths[0]).to(dtype)
-    if flat.null_count or not h.isfinite().all(): raise InterlatError(f"holds missing, NaN or infinite values (as {str(dtype).removeprefix('torch.')})")
+    if flat.null_count or not h.isfinite().all():
+        raise InterlatError(f"holds missing, NaN or infinite values (as {str(dtype).removeprefix('torch.')})")
     return h
 
 def _some(found): return f"{str(found[:3])[1:-1]}{', …' if len(found) > 3 else ''}"
@@ -53,7 +55,8 @@ def _ids(cell, n):
     "A cell of `n` token ids, or of nothing: -1 each."
     ids = None if cell is None else cell.as_py()
     if ids is None: return [-1]*n
-    if not (isinstance(ids, list) and all(isinstance(i, int) and -1 <= i < 2**31 for i in ids)): raise InterlatError("must be a list of token ids, 0 or more, or -1 for unknown")
+    if not (isinstance(ids, list) and all(isinstance(i, int) and -1 <= i < 2**31 for i in ids)):
+        raise InterlatError("must be a list of token ids, 0 or more, or -1 for unknown")
     if len(ids) != n: raise InterlatError(f"must have one id for each of the {n} states, found {len(ids)}")
     return ids
 
@@ -68,41 +71,40 @@ _WANTED, _OPTIONAL = ('task_id', 'hidden_state', 'plan'), ('token_ids', 'sender'
 
 def _columns(found, where):
     "Those of our columns that are there; `InterlatError` if one that must be is not."
-    if missing := [c for c in _WANTED if c not in found]: raise InterlatError(f"{where} has no column {', '.join(missing)}; its columns are {', '.join(found)}")
+    missing = [c for c in _WANTED if c not in found]
+    if missing: raise InterlatError(f"{where} has no column {', '.join(missing)}; its columns are {', '.join(found)}")
     return [c for c in (*_WANTED, *_OPTIONAL) if c in found]
 
 def _parquet(folder, files, n):
     "(name, table of up to `n` rows) through Parquet files; a file's name is its path in `folder`."
-    pq = _need('pyarrow.parquet')
+    pq, pa = _need('pyarrow.parquet'), _need('pyarrow')
     for file in files:
         name = str(file.relative_to(folder))
         try:
             with pq.ParquetFile(file, buffer_size=2**20, pre_buffer=False) as f:
                 for batch in f.iter_batches(n, columns=_columns(f.schema_arrow.names, name)): yield name, batch
-        except (OSError, _need('pyarrow').ArrowException) as e: raise InterlatError(f"cannot read {file} as Parquet: {first_line(e)}") from e
+        except (OSError, pa.ArrowException) as e: raise InterlatError(f"cannot read {file} as Parquet: {first_line(e)}") from e
 
 # %% ../../nbs/02_messages/05_exchange.ipynb #be50d70f
 def _hugging_face(source, split, n):
     "(name, table of up to `n` rows) through a data set on disk, a `Path`, or on the hub, a string."
-    datasets, on_disk = _need('datasets'), isinstance(source, Path)
+    datasets, pa, on_disk = _need('datasets'), _need('pyarrow'), isinstance(source, Path)
     try: data = datasets.load_from_disk(str(source)) if on_disk else datasets.load_dataset(source, streaming=True)
     except (OSError, ValueError, RuntimeError) as e: raise InterlatError(f"cannot load the data set {source}: {first_line(e)}") from e
-    if isinstance(data, dict):
-        if (split or len(data) > 1) and split not in data: raise InterlatError(f"{source} has the splits {', '.join(data)}; choose one with split, found {split!r}")
-        data = data[split or next(iter(data))]
+    if isinstance(data, dict): data = data[choose_split(data, split, source)]
     elif split: raise InterlatError(f"{source} is one data set without splits, found split={split!r}; leave it out")
     name = source.name if on_disk else source
     try:
         for table in data.with_format('arrow').iter(n): yield name, table.select(_columns(table.column_names, name))
-    except (OSError, _need('pyarrow').ArrowException) as e: raise InterlatError(f"cannot read the data set {source}: {first_line(e)}") from e
+    except (OSError, pa.ArrowException) as e: raise InterlatError(f"cannot read the data set {source}: {first_line(e)}") from e
 
 # %% ../../nbs/02_messages/05_exchange.ipynb #18638b9c
 def _tables(source, split, n):
     "(name, table of up to `n` rows) of a Parquet file, a folder of them, a saved data set, or one on the hub."
     path = Path(source)
-    if (path/'state.json').exists() or (path/'dataset_dict.json').exists(): return _hugging_face(path, split, n)
+    if is_saved(path): return _hugging_face(path, split, n)
     if not path.exists():
-        if not re.fullmatch(r'[\w.-]+/[\w.-]+', str(source)): raise InterlatError(f"message data set not found: {source}; neither a file, a folder nor a hub id")
+        if not is_hub_id(source): raise InterlatError(f"message data set not found: {source}; neither a file, a folder nor a hub id")
         return _hugging_face(str(source), split, n)
     if split: raise InterlatError(f"Parquet files have no splits, found split={split!r} for {source}; name the files of one split instead")
     files = [path] if path.is_file() else sorted(path.rglob('*.parquet'))
@@ -124,6 +126,18 @@ def _field(where, name, f, *args):
     try: return f(*args)
     except InterlatError as e: raise InterlatError(f"{where}: {name} {e}") from e
 
+def _read_row(where, cells, task_id, sender, layer, dtype):
+    "The message that the cells of a row hold; the task's id has been read."
+    if sender is None and 'sender' not in cells:
+        raise InterlatError(f"{where}: no column sender; say whose messages these are, with sender")
+    h = _field(where, 'hidden_state', _states, cells['hidden_state'], dtype)
+    return LatentMessage(h,
+        token_ids=_field(where, 'token_ids', _ids, cells.get('token_ids'), len(h)),
+        text=_field(where, 'plan', _string, cells['plan']),
+        task_id=task_id,
+        sender=sender or _field(where, 'sender', _string, cells['sender']),
+        layer=_field(where, 'layer', _layer, layer, cells.get('layer')))
+
 def read_messages(
     source:str|Path, # Parquet file, folder of Parquet files, folder of `save_to_disk`, or hub id
     sender:str|None=None, # name of the model that wrote the states; None: the column `sender`
@@ -140,11 +154,10 @@ def read_messages(
         seen.add(task_id)
         if task_id in skip: continue
         where += f" (task {task_id!r})"
-        if sender is None and 'sender' not in cells: raise InterlatError(f"{where}: no column sender; say whose messages these are, with sender")
-        h = _field(where, 'hidden_state', _states, cells['hidden_state'], dtype)
-        if (width := width or h.shape[1]) != h.shape[1]: raise InterlatError(f"{where}: hidden_state has width {h.shape[1]}, the rows before it {width}")
-        yield LatentMessage(h, _field(where, 'token_ids', _ids, cells.get('token_ids'), len(h)), _field(where, 'plan', _string, cells['plan']), task_id,
-                            sender or _field(where, 'sender', _string, cells['sender']), _field(where, 'layer', _layer, layer, cells.get('layer')))
+        message = _read_row(where, cells, task_id, sender, layer, dtype)
+        width = width or message.width
+        if message.width != width: raise InterlatError(f"{where}: hidden_state has width {message.width}, the rows before it {width}")
+        yield message
 
 # %% ../../nbs/02_messages/05_exchange.ipynb #05a91d9c
 def import_messages(
@@ -156,8 +169,9 @@ def import_messages(
     split:str|None=None, # of a Hugging Face data set that has several
     batch_size:int=32, # messages a shard, at least 1
 )->MessageStore:
-    "Add a data set's messages to a store, those that it lacks. Raises `InterlatError` that names row and column; what came before them is kept."
-    if batch_size < 1: raise InterlatError(f"batch_size must be 1 or more, found {batch_size}")
+    """Add a data set's messages to a store, those that it lacks.
+    Raises `InterlatError` that names row and column; what came before them is kept."""
+    check_range(1, whole=True, batch_size=batch_size)
     store = MessageStore(path, sender, layer)
     messages = read_messages(source, sender, layer, dtype, split, store)
     while batch := list(islice(messages, batch_size)): store.append(batch)
@@ -171,7 +185,8 @@ def _table(messages, schema):
     ends = lambda sizes: pa.array([0, *torch.tensor(sizes).cumsum(0).tolist()], pa.int32())
     numbers = pa.array(torch.cat([m.h.flatten() for m in messages]).to(torch.float32).numpy())
     states = pa.ListArray.from_arrays(ends([m.width for m in messages for _ in range(len(m))]), numbers)
-    columns = dict(task_id=[m.task_id for m in messages], hidden_state=pa.ListArray.from_arrays(ends([len(m) for m in messages]), states),
+    hidden_states = pa.ListArray.from_arrays(ends([len(m) for m in messages]), states)
+    columns = dict(task_id=[m.task_id for m in messages], hidden_state=hidden_states,
                    plan=[m.text for m in messages], token_ids=[m.token_ids for m in messages],
                    sender=[m.sender for m in messages], layer=[m.layer for m in messages])
     return pa.table(columns, schema)
@@ -180,13 +195,15 @@ def _table(messages, schema):
 def export_messages(
     store:MessageStore, # what to export
     path:str|Path, # Parquet file to write
-    batch_size:int=16, # messages in memory at a time, and in a row group
+    batch_size:int=16, # messages in memory at a time, and in a row group; at least 1
 )->Path: # `path`
-    "Write a store as one Parquet file, states as float32, whole or not at all. Raises `InterlatError` if it has no messages or one is damaged."
+    """Write a store as one Parquet file, states as float32, whole or not at all.
+    Raises `InterlatError` if it has no messages or one is damaged."""
+    check_range(1, whole=True, batch_size=batch_size)
     pa, pq, path = _need('pyarrow'), _need('pyarrow.parquet'), Path(path)
     if not len(store): raise InterlatError(f"{store.path} has no messages to export")
-    numbers = pa.list_(pa.list_(pa.float32()))
-    schema = pa.schema(dict(task_id=pa.string(), hidden_state=numbers, plan=pa.string(), token_ids=pa.list_(pa.int32()), sender=pa.string(), layer=pa.int32()))
+    text, integer, numbers = pa.string(), pa.int32(), pa.list_(pa.list_(pa.float32()))
+    schema = pa.schema(dict(task_id=text, hidden_state=numbers, plan=text, token_ids=pa.list_(integer), sender=text, layer=integer))
     path.parent.mkdir(parents=True, exist_ok=True)
     part, messages = path.with_name(f".{path.name}.{os.getpid()}.tmp"), iter(store)
     try:

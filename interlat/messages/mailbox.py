@@ -55,7 +55,8 @@ class Expected:
             if wanted is not None and found != wanted: raise InterlatError(f"{of} has {what} {found!r:.80}, wanted {wanted!r}")
         if self.task_ids is not None and head.task_id not in self.task_ids: raise InterlatError(f"{of}: no such task here")
         if length > self.max_length: raise InterlatError(f"{of} has {length:,} states, at most {self.max_length:,} are taken")
-        if 4*length*width > self.max_bytes: raise InterlatError(f"{of} takes {4*length*width:,} bytes of memory, at most {self.max_bytes:,} are given")
+        size = 4*length*width
+        if size > self.max_bytes: raise InterlatError(f"{of} takes {size:,} bytes of memory, at most {self.max_bytes:,} are given")
         if head.task_id in self.have: raise Duplicate(f"{of} is there already")
 
 # %% ../../nbs/02_messages/06_mailbox.ipynb #ba11000b
@@ -109,13 +110,16 @@ class Receiver:
                 yield m
 
     def _missing(self, where):
-        return InterlatError(f"no sender in {where} for {self.timeout:g} s, and none that is done; {self.count['taken']} messages were taken; start the sender again, it need not begin anew")
+        return InterlatError(f"no sender in {where} for {self.timeout:g} s, and none that is done; "
+                             f"{self.count['taken']} messages were taken; start the sender again, it need not begin anew")
 
     def __enter__(self): return self
     def __exit__(self, kind, *_):
         if kind is None: self._settle()
         self.close()
-    def __repr__(self): return f"{type(self).__name__}({self.address!r}, {', '.join(f'{self.count[k]} {k}' for k in ('taken', 'there', 'refused', 'lost'))})"
+    def __repr__(self):
+        counts = ', '.join(f'{self.count[kind]} {kind}' for kind in ('taken', 'there', 'refused', 'lost'))
+        return f"{type(self).__name__}({self.address!r}, {counts})"
 
 # %% ../../nbs/02_messages/06_mailbox.ipynb #ba11000d
 class Sender:
@@ -201,7 +205,8 @@ class Inbox(Receiver):
             found = sorted(self._folder.glob('*.ilpk'))
             packets = [p for p in found if not p.name.endswith('-end.ilpk')]
             last = {p.name.split('-')[0]: p for p in found} # a writer that was started again may have said it twice
-            for p in () if packets else set(found) - set(last.values()): self._answer(p, ENDED)
+            if not packets:
+                for path in set(found) - set(last.values()): self._answer(path, ENDED)
             self._files.extend(packets or last.values()) # an end counts when nothing else is there
             if not found:
                 if waited > self.timeout: raise self._missing(self.address)

@@ -31,14 +31,16 @@ class LatentMessage:
 
     def __post_init__(self):
         of = f"message for {self.task_id!r}"
-        if not (isinstance(self.task_id, str) and self.task_id): raise InterlatError(f"task_id must be a non-empty string, found {self.task_id!r}")
+        if not (isinstance(self.task_id, str) and self.task_id):
+            raise InterlatError(f"task_id must be a non-empty string, found {self.task_id!r}")
         if not (isinstance(self.h, Tensor) and self.h.ndim == 2 and self.h.is_floating_point()):
-            raise InterlatError(f"{of}: h must be a float tensor of shape (L, D), found {getattr(self.h, 'dtype', type(self.h).__name__)} "
-                                f"of shape {tuple(getattr(self.h, 'shape', ()))}")
+            dtype, shape = getattr(self.h, 'dtype', type(self.h).__name__), tuple(getattr(self.h, 'shape', ()))
+            raise InterlatError(f"{of}: h must be a float tensor of shape (L, D), found {dtype} of shape {shape}")
         self.h,self.token_ids = self.h.detach(), [int(i) for i in self.token_ids]
-        if len(self.token_ids) != len(self.h): raise InterlatError(f"{of}: {len(self.h)} states but {len(self.token_ids)} token ids; "
-                                                                   "one state for each token is wanted")
-        if self.h.numel() and not torch.stack(self.h.aminmax()).isfinite().all(): raise InterlatError(f"{of}: h holds NaN or infinite values")
+        length, n_ids = len(self.h), len(self.token_ids)
+        if n_ids != length: raise InterlatError(f"{of}: {length} states but {n_ids} token ids; one state for each token is wanted")
+        if self.h.numel() and not torch.stack(self.h.aminmax()).isfinite().all():
+            raise InterlatError(f"{of}: h holds NaN or infinite values")
 
     def __len__(self): return len(self.h)
 
@@ -51,14 +53,15 @@ class LatentMessage:
         part:slice, # which states, e.g. `[:5]` or `[::2]`
     )->'LatentMessage':
         "A message of some of the states and their tokens; `text` stays whole, as no tokenizer is at hand to cut it."
-        if not isinstance(part, slice): raise InterlatError(f"a message is cut with a slice such as m[:5], found m[{part!r}]; m.h[{part!r}] is one state")
+        if not isinstance(part, slice):
+            raise InterlatError(f"a message is cut with a slice such as m[:5], found m[{part!r}]; m.h[{part!r}] is one state")
         return replace(self, h=self.h[part], token_ids=self.token_ids[part])
 
     def truncate(self,
         fraction:float, # part to keep, in [0, 1]
     )->'LatentMessage':
         "The first `⌊fraction·L⌋` states."
-        if not 0 <= fraction <= 1: raise InterlatError(f"fraction of a message must be in [0, 1], found {fraction}")
+        check_range(0, 1, fraction=fraction)
         return self[:math.floor(fraction*len(self) + 1e-6)]
 
     def save(self,
@@ -89,12 +92,13 @@ class LatentMessage:
         raw:bytes, # what `pack` gave
         basis:Basis|None=None, # the basis that it was packed in
     )->'LatentMessage':
-        "The message in a packet. Raises `DamagedPacket` if it is not what was sent, `InterlatError` if it is none, of another version, or in another basis."
+        """The message in a packet. Raises `DamagedPacket` if it is not what was sent,
+        `InterlatError` if it is none, of another version, or in another basis."""
         return cls(**decode_packet(raw, basis))
 
     def __repr__(self):
-        dtype = str(self.h.dtype).removeprefix('torch.')
-        return f"LatentMessage({self.task_id!r}, {len(self)} states of width {self.width}, {dtype}, sender={self.sender!r}, layer={self.layer})"
+        states = f"{len(self)} states of width {self.width}, {str(self.h.dtype).removeprefix('torch.')}"
+        return f"LatentMessage({self.task_id!r}, {states}, sender={self.sender!r}, layer={self.layer})"
 
     def _repr_html_(self):
         return f"<code>{escape(repr(self))}</code><blockquote>{escape(self.text)}</blockquote>"
@@ -102,8 +106,8 @@ class LatentMessage:
 # %% ../../nbs/02_messages/04_message.ipynb #275244b9
 def _message(shard, i):
     "Message `i` of an open shard, read from disk and verified."
-    h, ids = shard.read(i)
-    return LatentMessage(h, ids, shard.records[i]['text'], shard.records[i]['task_id'], shard.sender, shard.layer)
+    (h, ids), record = shard.read(i), shard.records[i]
+    return LatentMessage(h, ids, record['text'], record['task_id'], shard.sender, shard.layer)
 
 # %% ../../nbs/02_messages/04_message.ipynb #fab317b6
 def _write_durably(path, content):
@@ -117,12 +121,12 @@ def _write_durably(path, content):
 def _same_kind(path, found, wanted):
     "Raise `InterlatError` where `found` and `wanted`, each (sender, layer, width), differ; None is not compared."
     for what, f, w in zip(('sender', 'layer', 'width'), found, wanted):
-        if None not in (f, w) and f != w: raise InterlatError(
-            f"message store {path} has {what} {f!r}, wanted {what} {w!r}; use another folder or the model that wrote it")
+        if None in (f, w) or f == w: continue
+        raise InterlatError(f"message store {path} has {what} {f!r}, wanted {what} {w!r}; use another folder or the model that wrote it")
 
 # %% ../../nbs/02_messages/04_message.ipynb #2bb55b3a
 class MessageStore:
-    "An append-only folder of messages from one sender, read lazily; warns of damaged shards, raises `InterlatError` on a folder that does not fit."
+    "An append-only folder of messages from one sender, read lazily; warns of damaged shards, raises `InterlatError` if it does not fit."
     def __init__(self,
         path:str|Path, # folder; made by the first `append`
         sender:str|None=None, # whose messages these are; None: whatever the store holds
@@ -139,7 +143,8 @@ class MessageStore:
         if self.path.is_file(): raise InterlatError(f"a message store is a folder, found the file {self.path}")
         self.refresh()
         if not create and not self._index:
-            raise InterlatError(f"no {'readable ' if self.damaged else ''}messages in {self.path}{self._and_damage()}; collect some first, with interlat-collect")
+            none = 'no readable messages' if self.damaged else 'no messages'
+            raise InterlatError(f"{none} in {self.path}{self._and_damage()}; collect some first, with interlat-collect")
 
     def refresh(self):
         "Take in shards that other writers have added since; warns of each damaged one, once."
@@ -156,7 +161,8 @@ class MessageStore:
         _same_kind(self.path, kind, (self.sender, self.layer, self.width))
         for i, task_id in enumerate(r['task_id'] for r in shard.records):
             other,_ = self._index.setdefault(task_id, (name, i))
-            if other != name: raise InterlatError(f"message store {self.path}: task {task_id!r} is in both {other} and {name}; remove one of them")
+            if other != name:
+                raise InterlatError(f"message store {self.path}: task {task_id!r} is in both {other} and {name}; remove one of them")
         self._shards[name] = shard
         self.sender,self.layer,self.width = kind
 
@@ -179,8 +185,19 @@ class MessageStore:
         "Raise `InterlatError` unless each of the tasks has a message."
         task_ids = list(task_ids)
         missing = [t for t in task_ids if t not in self]
-        if missing: raise InterlatError(f"{len(missing)} of {len(task_ids)} tasks have no message in {self.path.name!r}, {missing[0]} the first; collect them first")
+        if missing:
+            of = f"{len(missing)} of {len(task_ids)} tasks"
+            raise InterlatError(f"{of} have no message in {self.path.name!r}, {missing[0]} the first; collect them first")
         return self
+
+    def _next_path(self):
+        "Where this writer's next shard goes; raises `InterlatError` if somebody else has put one there."
+        mine = re.compile(rf'shard-{re.escape(self.writer)}-(\d+)\..*')
+        numbers = [int(found[1]) for name in (*self._shards, *self.damaged) if (found := mine.fullmatch(name))]
+        path = self.path/f"shard-{self.writer}-{max(numbers, default=-1)+1:06d}.safetensors"
+        if path.exists():
+            raise InterlatError(f"{path} was written meanwhile: two processes write as {self.writer!r}; give each its own writer name")
+        return path
 
     def append(self,
         messages:LatentMessage|list[LatentMessage], # one, or a batch of up to some hundred: they share a shard
@@ -194,16 +211,14 @@ class MessageStore:
         counts = Counter(m.task_id for m in messages)
         if twice := [t for t, n in counts.items() if n > 1 or t in self]:
             raise InterlatError(f"message store {self.path}: a second message for task {twice[0]!r}; a store keeps one a task")
-        mine = [int(n.split('-')[-1].split('.')[0]) for n in (*self._shards, *self.damaged) if n.rpartition('-')[0] == f'shard-{self.writer}']
-        path = self.path/f"shard-{self.writer}-{max(mine, default=-1)+1:06d}.safetensors"
-        if path.exists(): raise InterlatError(f"{path} was written meanwhile: two processes write as {self.writer!r}; give each its own writer name")
+        path = self._next_path()
         _write_durably(path, encode_shard(messages))
         self._add(Shard.open(path))
 
     def __getitem__(self,
         task_id:str, # which task's message
     )->LatentMessage:
-        "The message for `task_id`, its states read from disk just now and verified; raises `InterlatError` if there is none or it is damaged."
+        "The message for `task_id`, read from disk just now and verified; raises `InterlatError` if there is none or it is damaged."
         if task_id not in self: raise InterlatError(f"message store {self.path} has no message for task {task_id!r}{self._and_damage()}")
         name, i = self._index[task_id]
         return _message(self._shards[name], i)
@@ -237,7 +252,8 @@ def pad_messages(
 )->tuple[Tensor, Tensor]: # (B, L, D) zero at padding, (B, L) bool with True = real; L is the longest
     "Stack messages of different lengths; raises `InterlatError` on an empty list or unequal widths."
     if not hs: raise InterlatError("no messages to pad: the list is empty")
-    if len(widths := {tuple(h.shape[1:]) for h in hs}) > 1: raise InterlatError(f"messages of one batch must have one width, found {sorted(widths)}")
+    widths = {tuple(h.shape[1:]) for h in hs}
+    if len(widths) > 1: raise InterlatError(f"messages of one batch must have one width, found {sorted(widths)}")
     lengths = torch.tensor([len(h) for h in hs], device=hs[0].device)
     mask = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
     return torch.nn.utils.rnn.pad_sequence(list(hs), batch_first=True), mask

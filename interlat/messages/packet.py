@@ -72,11 +72,15 @@ class Codec:
         return -(-n*self.bits//8) + (4 * -(-n//self.block) if self.block else 0)
 
 # %% ../../nbs/02_messages/03_packet.ipynb #c5a10010
+def _type_name(dtype): return str(dtype).removeprefix('torch.')
+
 def _cast(x, dtype):
     "`x` in another float type; raises `InterlatError` if that cannot hold it."
     y = x.to(dtype)
-    if not y.isfinite().all(): raise InterlatError(f"numbers up to {x.abs().max().item():.4g} are beyond the range of {str(dtype).removeprefix('torch.')} "
-                                                   f"(±{torch.finfo(dtype).max:.5g}); use a codec that reaches further, such as bfloat16, or scale them down")
+    if not y.isfinite().all():
+        largest, bounds = x.abs().max().item(), f"{_type_name(dtype)} (±{torch.finfo(dtype).max:.5g})"
+        raise InterlatError(f"numbers up to {largest:.4g} are beyond the range of {bounds}; "
+                            "use a codec that reaches further, such as bfloat16, or scale them down")
     return y
 
 def _float_codec(dtype):
@@ -95,11 +99,12 @@ def _int_codec(bits):
     return Codec(bits, encode, decode, BLOCK)
 
 # %% ../../nbs/02_messages/03_packet.ipynb #c5a10012
-CODECS = {**{str(t).removeprefix('torch.'): _float_codec(t) for t in (torch.float32, torch.float16, torch.bfloat16)}, 'int8': _int_codec(8), 'int4': _int_codec(4)}
+CODECS = {_type_name(dtype): _float_codec(dtype) for dtype in (torch.float32, torch.float16, torch.bfloat16)}
+CODECS |= {f'int{bits}': _int_codec(bits) for bits in (8, 4)}
 
 def _codec(name):
     "The codec of that name; raises `InterlatError` if there is none."
-    if name not in CODECS: raise InterlatError(f"unknown codec {name!r}; use {', '.join(CODECS)}")
+    check_choice(CODECS, codec=name)
     return CODECS[name]
 
 # %% ../../nbs/02_messages/03_packet.ipynb #c5a10017
@@ -132,7 +137,8 @@ def _sealed(*parts):
 
 def _short(line):
     "A header line that is no longer than allowed."
-    if len(line) > _HEADER: raise InterlatError(f"packet has a header of {len(line):,} bytes, at most {_HEADER:,} are read; send it without words")
+    if len(line) > _HEADER:
+        raise InterlatError(f"packet has a header of {len(line):,} bytes, at most {_HEADER:,} are read; send it without words")
     return line
 
 def _seal(head, payload):
@@ -145,7 +151,8 @@ END_PACKET = _sealed() # nothing in it: no more packets follow
 # %% ../../nbs/02_messages/03_packet.ipynb #c5a1001f
 def _prefix(raw):
     "(CRC-32, version, size) at the beginning of a packet, None if there is not enough of it; raises `InterlatError` if it is none."
-    if not PACKET_MAGIC.startswith(raw[:4]): raise InterlatError(f"not an interlat packet: it begins with {bytes(raw[:4])!r}, wanted {PACKET_MAGIC!r}")
+    if not PACKET_MAGIC.startswith(raw[:4]):
+        raise InterlatError(f"not an interlat packet: it begins with {bytes(raw[:4])!r}, wanted {PACKET_MAGIC!r}")
     return None if len(raw) < PACKET_PREFIX else struct.unpack_from('<IBQ', raw, 4)
 
 def packet_size(
@@ -163,8 +170,10 @@ def _unseal(raw):
     crc, version, size = found
     if len(raw) != size: raise DamagedPacket(f"damaged packet: {len(raw):,} bytes where {size:,} were sent; have it sent again")
     if zlib.crc32(memoryview(raw)[8:]) != crc: raise DamagedPacket("damaged packet: it does not match its checksum; have it sent again")
-    if version != PACKET_VERSION: raise InterlatError(f"packet has schema version {version}, this interlat reads {PACKET_VERSION}; use one release on both sides")
-    end = raw.find(b'\n', PACKET_PREFIX) % (size + 1) # all, if no line ends
+    if version != PACKET_VERSION:
+        raise InterlatError(f"packet has schema version {version}, this interlat reads {PACKET_VERSION}; use one release on both sides")
+    end = raw.find(b'\n', PACKET_PREFIX)
+    if end < 0: end = size # no line ends: it is all header
     return bytes(raw[PACKET_PREFIX:end]), memoryview(raw)[end+1:]
 
 
@@ -183,19 +192,23 @@ class PacketHeader:
     text:str=''        # the whole plan
 
     def __post_init__(self):
-        kinds = dict(sender=str, task_id=str, layer=int, codec=str, shape=list, rank=int|None, basis=str|None, token_ids=list|None, text=str)
+        kinds = dict(sender=str, task_id=str, layer=int, codec=str, shape=list,
+                     rank=int|None, basis=str|None, token_ids=list|None, text=str)
         for name, kind in kinds.items():
             found = getattr(self, name)
             if not isinstance(found, kind) or isinstance(found, bool): raise TypeError(f"{name} is {found!r:.80}")
-        if wrong := [n for n in self.shape if isinstance(n, bool)]: raise TypeError(f"shape holds {wrong[0]}")
-        if wrong := [i for i in self.token_ids or () if type(i) is not int or not -1 <= i < 2**31]: raise TypeError(f"token_ids holds {wrong[0]!r:.80}")
+        odd_sizes = [n for n in self.shape if isinstance(n, bool)]
+        if odd_sizes: raise TypeError(f"shape holds {odd_sizes[0]}")
+        odd_ids = [i for i in self.token_ids or () if type(i) is not int or not -1 <= i < 2**31]
+        if odd_ids: raise TypeError(f"token_ids holds {odd_ids[0]!r:.80}")
 
 
 # %% ../../nbs/02_messages/03_packet.ipynb #c5a10021
 def open_packet(
     raw:bytes, # what `encode_packet` gave
 )->tuple[PacketHeader, memoryview]: # the header; the states, encoded: a view of `raw`
-    "Verify a packet and read its header. Raises `DamagedPacket` if it is not what was sent, `InterlatError` if it is none, or none that can be read here."
+    """Verify a packet and read its header. Raises `DamagedPacket` if it is not what was sent,
+    `InterlatError` if it is none, or none that can be read here."""
     line, states = _unseal(raw)
     try:
         head = PacketHeader(**json.loads(_short(line)))
@@ -227,14 +240,16 @@ def decode_packet(
     basis:Basis|None=None, # the one that it was written in; not used for a packet that needs none
     check:Callable|None=None, # function of the `PacketHeader` that raises to refuse it, before a state is decoded
 )->dict: # the fields of a `LatentMessage`; h is in the codec's float type, float32 after int8, int4 or a basis
-    "What is in a packet; token ids are -1 and the text is '' if they were not sent. Raises as `open_packet` does, and `InterlatError` for another basis."
+    """What is in a packet; token ids are -1 and the text is '' if they were not sent.
+    Raises as `open_packet` does, and `InterlatError` for another basis."""
     head, states = open_packet(raw)
     if check: check(head)
-    length, width = head.shape
-    if head.rank is not None and (basis is None or (basis.checksum, basis.rank, basis.width) != (head.basis, head.rank, width)):
+    in_basis, (length, width) = head.rank is not None, head.shape
+    if in_basis and (basis is None or (basis.checksum, basis.rank, basis.width) != (head.basis, head.rank, width)):
         raise InterlatError(f"packet for {head.task_id!r} is written in the basis {head.basis} (rank {head.rank} of width {width}), "
                             f"found {'none' if basis is None else basis}; unpack it with the sender's basis")
-    columns = width if head.rank is None else head.rank
+    columns = head.rank if in_basis else width
     h = CODECS[head.codec].decode(torch.tensor(np.frombuffer(states, np.uint8)), length*columns).view(length, columns)
+    if in_basis: h = basis.decode(h)
     ids = [-1]*length if head.token_ids is None else head.token_ids
-    return dict(h=h if head.rank is None else basis.decode(h), token_ids=ids, text=head.text, task_id=head.task_id, sender=head.sender, layer=head.layer)
+    return dict(h=h, token_ids=ids, text=head.text, task_id=head.task_id, sender=head.sender, layer=head.layer)

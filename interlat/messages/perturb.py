@@ -83,7 +83,7 @@ def mean_pool(
     k:int, # states wanted, at least 1
 )->LatentMessage: # min(k, L) states; token ids -1 if they are means
     "The message as the means of `k` even shares, or as it is if it has no more states; raises `InterlatError` for `k` below 1."
-    if k < 1: raise InterlatError(f"a message is pooled to at least 1 state, found k = {k}")
+    check_range(1, whole=True, k=k)
     if len(message) <= k: return message
     return replace(message, h=adaptive_avg_pool1d(message.h.cpu().double().T, k).T.to(message.h), token_ids=[-1]*k)
 
@@ -93,10 +93,12 @@ def mix(
     other:LatentMessage, # the message to go towards; of the same width, at least one state
     share:float, # of the other, in [0, 1]
 )->LatentMessage: # L states, with the words of `message`
-    "`(1−share)·h + share·h'`, where h' is the other's nearest state. Raises `InterlatError` for a share outside [0, 1], another width or an empty message."
-    if not 0 <= share <= 1: raise InterlatError(f"share of the other message must be in [0, 1], found {share}")
+    """`(1−share)·h + share·h'`, where h' is the other's nearest state.
+    Raises `InterlatError` for a share outside [0, 1], another width or an empty message."""
+    check_range(0, 1, share=share)
     if message.width != other.width: raise InterlatError(f"messages of width {message.width} and {other.width} cannot be mixed")
-    if not len(message) or not len(other): raise InterlatError(f"message {(other if len(message) else message).task_id!r} has no states to mix")
+    for m in (message, other):
+        if not len(m): raise InterlatError(f"message {m.task_id!r} has no states to mix")
     nearest = torch.arange(len(message))*len(other)//len(message)
     return replace(message, h=torch.lerp(message.h.double(), other.h[nearest].to(message.h).double(), share).to(message.h))
 
@@ -153,19 +155,23 @@ def check_variant(
     name:str, # e.g. 'latent'
 )->Variant:
     "The variant of that name; raises `InterlatError` with the names there are if there is none."
-    if name not in VARIANTS: raise InterlatError(f"unknown condition {name!r}; choose from {short_list(VARIANTS)}")
+    check_choice(VARIANTS, condition=name)
     return VARIANTS[name]
 
 # %% ../../nbs/02_messages/08_perturb.ipynb #5fc290b7
-_WANTED = dict(other_type='the message of another task', same_type='the message of another task of the same type', mean="a message with the others' mean state")
+_WANTED = dict(other_type='the message of another task',
+               same_type='the message of another task of the same type',
+               mean="a message with the others' mean state")
 
 def _check_other(message, other, v):
     "Raise `InterlatError` unless `other` can stand in for `message`."
     if other is None: raise InterlatError(f"{v.name} needs {_WANTED[v.partner]}: pass other=")
-    if other.task_id == message.task_id: raise InterlatError(f"{v.name} needs another task's message, found one for the same task {other.task_id!r}")
-    if (other.sender, other.width) != (message.sender, message.width): raise InterlatError(
-        f"{v.name} wants a message of {message.sender!r}, width {message.width}; found one of {other.sender!r}, width {other.width}")
-    if v.partner == 'mean' and not len(other): raise InterlatError(f"{v.name} wants a message with at least one state, found none for {other.task_id!r}")
+    if other.task_id == message.task_id:
+        raise InterlatError(f"{v.name} needs another task's message, found one for the same task {other.task_id!r}")
+    wanted, found = (f"{m.sender!r}, width {m.width}" for m in (message, other))
+    if wanted != found: raise InterlatError(f"{v.name} wants a message of {wanted}; found one of {found}")
+    if v.partner == 'mean' and not len(other):
+        raise InterlatError(f"{v.name} wants a message with at least one state, found none for {other.task_id!r}")
 
 # %% ../../nbs/02_messages/08_perturb.ipynb #ae16c194
 def perturb(
@@ -175,7 +181,8 @@ def perturb(
     other:LatentMessage|None=None, # the message that stands in, for variants with a `partner`
     generator:torch.Generator|None=None, # source of randomness; None: seeded by the variant's and the task's name
 )->LatentMessage|None: # what arrives; None when nothing is sent
-    "The message as the condition `variant` delivers it (Du et al. 2025, §5); raises `InterlatError` on an unknown name or an unfit `other`."
+    """The message as the condition `variant` delivers it (Du et al. 2025, §5).
+    Raises `InterlatError` on an unknown name or an unfit `other`."""
     v = check_variant(variant)
     if v.channel == 'none': return None
     if v.partner: _check_other(message, other, v)
