@@ -43,7 +43,8 @@ class Episode:
 
     def _repr_html_(self):
         lines = [f'<i>{escape(self.observations[0])}</i>'] if self.observations else []
-        for action, seen in zip(self.actions, [*self.observations[1:], '']): lines.append(f'&gt; <b>{escape(action)}</b><br><i>{escape(seen)}</i>')
+        for action, seen in zip(self.actions, [*self.observations[1:], '']):
+            lines.append(f'&gt; <b>{escape(action)}</b><br><i>{escape(seen)}</i>')
         return f'<code>{escape(repr(self))}</code><br>' + '<br>'.join(lines)
 
 # %% ../../nbs/08_evaluation/01_rollout.ipynb #2e354527
@@ -96,8 +97,8 @@ class Playing:
     workers:int=0 # processes for the engine; 0: this one
 
     def __post_init__(self):
-        if self.batch_size < 1: raise InterlatError(f"batch_size must be 1 or more, found {self.batch_size}")
-        if self.seed < 0: raise InterlatError(f"seed must be a non-negative integer, found {self.seed}")
+        check_range(1, batch_size=self.batch_size)
+        check_range(0, seed=self.seed)
 
 # %% ../../nbs/08_evaluation/01_rollout.ipynb #5d0c7e21
 def play(
@@ -111,7 +112,8 @@ def play(
 ):
     "Yield (number of the game, its `Episode`) as the games end. Raises `InterlatError` for bad input."
     messages = [None]*len(games) if messages is None else messages
-    if len(messages) != len(games): raise InterlatError(f"{len(games)} games need as many messages (None where there is none), found {len(messages)}")
+    if len(messages) != len(games):
+        raise InterlatError(f"{len(games)} games need as many messages (None where there is none), found {len(messages)}")
     p = Playing(**playing)
     speaker = speaker or Speaker(actor, tokenizer, p.max_new_tokens, p.temperature, p.cache)
     files = [g.source if isinstance(g, Task) else g for g in games]
