@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from house import House
-from notebooks import ALL, EXPERIMENTS, LIBRARY, ROOT, cells, module, room
+from notebooks import ALL, EXPERIMENTS, LIBRARY, ROOT, cells, module, room, warm_kernels
 
 ids = room
 
@@ -158,7 +158,8 @@ def test_pages_show_what_is_kept(name):
     import nbformat
     path = ROOT/'nbs'/'pages'/f'{name}.ipynb'
     kept = nbformat.read(path, as_version=4)
-    again = NotebookClient(nbformat.read(path, as_version=4), timeout=120, resources=dict(metadata=dict(path=path.parent))).execute()
+    resources = dict(metadata=dict(path=path.parent))
+    again = NotebookClient(nbformat.read(path, as_version=4), warm_kernels()(), timeout=120, resources=resources).execute()
     def shown(nb): return [''.join(o.get('text', '') or o['data'].get('text/markdown', '')) for c in nb.cells if c.cell_type == 'code' for o in c.outputs]
     assert shown(kept) == shown(again) and len(shown(kept)) > 3, 'run `make pages`'
 

@@ -12,6 +12,7 @@ PRELOAD = """numpy pandas scipy.stats statsmodels.stats.proportion torch torch.u
     transformers.models.auto.tokenization_auto transformers.models.qwen2.modeling_qwen2 transformers.models.llama.modeling_llama
     sympy yaml pytest IPython ipykernel.kernelapp nbdev.test plotly.graph_objects pyarrow.parquet""".split()
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SERVERS = []
 
 
 @cache
@@ -21,9 +22,8 @@ def warm():
     place = os.path.join(tempfile.mkdtemp(), 'server')
     server = subprocess.Popen([sys.executable, __file__, '--serve', place], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert server.stdout.readline() == b'ready\n'
-    cache_alive.append(server) # its end of the pipe stays open as long as this process lives
+    SERVERS.append(server) # our end of its pipe stays open as long as this process lives
     return sys.executable, '-IS', os.path.abspath(__file__), place
-cache_alive = []
 
 
 def call(place, words):
@@ -43,7 +43,7 @@ def call(place, words):
 
 def die_of(s):
     "End as a process does that this signal ended."
-    signal.signal(s, signal.SIG_DFL)
+    if s != signal.SIGKILL: signal.signal(s, signal.SIG_DFL)
     os.kill(os.getpid(), s)
 
 
@@ -73,6 +73,7 @@ def serve(place):
 
 def stand_between(listener, wire):
     "The program's parent: hands signals on, kills it when the caller is gone, tells how it ended."
+    from contextlib import suppress
     from threading import Thread
     listener.close()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -83,10 +84,12 @@ def stand_between(listener, wire):
         become(streams, **wanted)
     for stream in streams: os.close(stream)
     def forward():
-        while said := wire.recv(1): os.kill(pid, said[0])
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError): # it has just ended
+            while said := wire.recv(1): os.kill(pid, said[0])
+            os.kill(pid, signal.SIGKILL)
     Thread(target=forward, daemon=True).start()
-    wire.sendall(os.waitpid(pid, 0)[1].to_bytes(4, 'big'))
+    with suppress(BrokenPipeError): # the caller was killed
+        wire.sendall(os.waitpid(pid, 0)[1].to_bytes(4, 'big'))
     os._exit(0)
 
 
@@ -104,7 +107,8 @@ def become(streams, words, env, cwd):
     at_once = words[0].startswith('-u')
     sys.stdin, sys.stdout, sys.stderr = (open(i, 'rww'[i], closefd=False, buffering=1 if at_once or i == 2 else -1) for i in range(3))
     code = 0
-    try: run(words[1:] if words[0] == '-u' else [words[0].replace('u', '', 1), *words[1:]] if at_once else words)
+    if at_once: words = words[1:] if words[0] == '-u' else ['-c', *words[1:]]
+    try: run(words)
     except SystemExit as e:
         code = e.code if isinstance(e.code, int) else int(e.code is not None)
         if isinstance(e.code, str): print(e.code, file=sys.stderr)
