@@ -1,5 +1,5 @@
 "Conditions, contenders and seeds; kills, full disks and read-only folders."
-import json, os, resource, signal, subprocess, sys, tempfile, time
+import json, os, resource, signal, subprocess, tempfile, time
 from pathlib import Path
 
 import pandas as pd
@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import cast
+from warm import warm
 import interlat.games.batch
 from interlat.games.env import GameEnv
 from interlat.agents.collect import collect
@@ -48,7 +49,8 @@ def run(crew, tmp_path):
 
 
 SLOW = """
-import sys, time
+import os, sys, time
+print(os.getpid(), flush=True)
 sys.path.insert(0, {tests!r})
 from test_evaluate import *
 def slowly(self, *args, append=GameLog.append):
@@ -64,10 +66,10 @@ def rows(path): return path.read_text().count('\n') - 1 if path.exists() else 0
 
 def test_killed_and_resumed_nothing_is_lost_or_played_twice(run, tmp_path):
     log = tmp_path/'killed'/'games.csv'
-    child = subprocess.Popen([sys.executable, '-c', SLOW.format(tests=str(Path(__file__).parent), folder=str(tmp_path))])
-    while rows(log) < 8 and child.poll() is None: time.sleep(.02)
-    os.kill(child.pid, signal.SIGKILL)
-    assert child.wait() == -signal.SIGKILL and 8 <= rows(log) < 30
+    with subprocess.Popen([*warm(), '-c', SLOW.format(tests=str(Path(__file__).parent), folder=str(tmp_path))], stdout=subprocess.PIPE) as child:
+        while rows(log) < 8 and child.poll() is None: time.sleep(.02)
+        os.kill(int(child.stdout.readline()), signal.SIGKILL)
+        assert child.wait() == -signal.SIGKILL and 8 <= rows(log) < 30
     log.write_bytes(log.read_bytes()[:-5]) # and its last line half written
     kept = log.read_text().splitlines()[1:-1]
     result = run('killed', batch_size=8)

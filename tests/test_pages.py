@@ -39,7 +39,7 @@ def test_links_lead_somewhere(path):
 
 
 @cache
-def tests_in(file):
+def names_of(file):
     "The names of the tests in a file."
     return {*re.findall(r'^def (test_\w+)', file.read_text(encoding='utf-8'), re.M)}
 
@@ -49,7 +49,7 @@ def test_tests_and_targets_that_are_named_exist(path):
     text, all_files = prose(path), [*(ROOT/'tests').glob('test_*.py')]
     for line in text.splitlines(): # a line that links to a file of tests names tests in it; any other may name any test
         files = [ROOT/f for f in re.findall(r'\]\(\S*?(tests/test_\w+\.py)\)', line)] or all_files
-        known = set().union(*map(tests_in, files))
+        known = set().union(*map(names_of, files))
         assert sorted(set(re.findall(r'`(test_\w+)`', line)) - known) == [], line[:200]
     targets = set(re.findall(r'^([a-z0-9]+):', (ROOT/'Makefile').read_text(encoding='utf-8'), re.M))
     assert sorted(set(re.findall(r'(?:^|`)make ([a-z0-9]+)', text, re.M)) - targets) == []

@@ -1,5 +1,6 @@
 "Answers on disk: kills, odd characters, and what may share a folder."
-import json, os, re, signal, subprocess, sys, time
+import json, os, re, signal, subprocess, time
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -9,12 +10,14 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 import cast
+from warm import warm
+import interlat.evaluation.questions
 from interlat.evaluation.answering import Completion
 from interlat.agents.collect import collect
 from interlat.core.basics import InterlatError
 from interlat.evaluation.evaluate import evaluate
 from interlat.evaluation.log import GameLog, read_log
-from interlat.maths.grade import Grade
+from interlat.maths.grade import Grade, Grader
 from interlat.messages.message import MessageStore
 from interlat.evaluation.questions import *
 from interlat.core.tasks import NO_TEXT, Task, further_samples
@@ -44,6 +47,15 @@ def crews(tmp_path_factory):
     return cache(lambda family: make_crew(tmp_path_factory.mktemp('crew'), family))
 
 
+@pytest.fixture(scope='module', autouse=True)
+def graders():
+    "Workers take seconds to start: evaluations of this file with as many, and as much time, have the same ones."
+    made = cache(lambda *how: Grader(*how))
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(interlat.evaluation.questions, 'Grader', lambda *how: nullcontext(made(*how)))
+        yield
+
+
 @pytest.fixture
 def run(crews, tmp_path):
     "A function that asks a crew in a folder of this test."
@@ -51,14 +63,16 @@ def run(crews, tmp_path):
 
 
 SLOW = """
-import sys, time
+import os, sys, time
 sys.path.insert(0, {tests!r})
 import test_questions as t
 def slowly(self, *args, append=t.AnswerLog.append):
     append(self, *args)
     time.sleep(.1)
 t.AnswerLog.append = slowly
-if __name__ == '__main__': t.ask_crew(t.make_crew({folder!r}), {folder!r} + '/killed', seeds=(0, 1), batch_size=4, **t.SAMPLED)
+if __name__ == '__main__':
+    print(os.getpid(), flush=True)
+    t.ask_crew(t.make_crew({folder!r}), {folder!r} + '/killed', seeds=(0, 1), batch_size=4, **t.SAMPLED)
 """
 
 
@@ -68,10 +82,10 @@ def rows(path): return path.read_text().count('\n') - 1 if path.exists() else 0
 def test_killed_and_resumed_the_bytes_are_the_same(run, tmp_path):
     log, script = tmp_path/'killed'/'answers.csv', tmp_path/'slow.py'
     script.write_text(SLOW.format(tests=str(Path(__file__).parent), folder=str(tmp_path)))
-    child = subprocess.Popen([sys.executable, str(script)])
-    while rows(log) < 9 and child.poll() is None: time.sleep(.02)
-    os.kill(child.pid, signal.SIGKILL)
-    assert child.wait() == -signal.SIGKILL and 9 <= rows(log) < 60
+    with subprocess.Popen([*warm(), str(script)], stdout=subprocess.PIPE) as child:
+        while rows(log) < 9 and child.poll() is None: time.sleep(.02)
+        os.kill(int(child.stdout.readline()), signal.SIGKILL)
+        assert child.wait() == -signal.SIGKILL and 9 <= rows(log) < 60
     log.write_bytes(log.read_bytes()[:-5]) # and its last line half written
     kept = log.read_bytes().rsplit(b'\n', 1)[0]
     result = run('killed', seeds=(0, 1), batch_size=7, **SAMPLED)
