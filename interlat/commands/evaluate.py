@@ -104,6 +104,6 @@ def evaluate_from(
     run(actor, load_tokenizer(args.model_name_or_path), tasks, store, conditions, args.output_dir, others, seeds,
         batch_size=args.batch_size, temperature=args.temperature, **vars(how))
     if store is not None: # for the explorer
-        model, results = store.sender.split(', ')[0], Path(args.output_dir)/RESULTS[not games]
-        save_session(args.output_dir, tasks, store, args.model_name_or_path, model, results)
+        sender, results = store.sender.split(', ')[0], Path(args.output_dir)/RESULTS[not games]
+        save_session(args.output_dir, tasks, store, args.model_name_or_path, sender, results)
     report(args.output_dir)

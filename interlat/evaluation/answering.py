@@ -13,6 +13,7 @@ from ..core.tasks import *
 from ..messages.message import *
 from ..agents.chat import *
 from ..agents.speaker import *
+from .rollout import *
 
 # %% ../../nbs/08_evaluation/02_answering.ipynb #14c00005
 @dataclass(frozen=True)
@@ -58,9 +59,7 @@ def answer(
     **answering, # fields of `Answering`
 ): # yields lists of (number of the task, its `Completion`s)
     "Answer all tasks, a batch at a time (Du et al. 2025, §5). Raises `InterlatError` for bad input."
-    messages = [None]*len(tasks) if messages is None else messages
-    if len(messages) != len(tasks):
-        raise InterlatError(f"{len(tasks)} tasks need as many messages (None where there is none), found {len(messages)}")
+    messages = one_each(messages, tasks, 'tasks')
     check_questions(tasks)
     a = Answering(**answering)
     speaker = speaker or Speaker(actor, tokenizer, a.max_new_tokens, a.temperature)
