@@ -45,16 +45,17 @@ def measure(n=32, new=64, steps=2, batch=8):
     with tempfile.TemporaryDirectory() as d:
         tasks = [game_task(f) for f in generate_games(Path(d)/'games', n, 'train')]
         for name in ('tiny-qwen2', larger(Path(d)/'larger')):
-            lm, tok = load_lm(name, 'float32', 'cpu')
+            sender = load_lm(name, 'float32', 'cpu')
+            lm, tok = sender
             prompts = [t.prompt for t in tasks]
             prompt = sum(len(encode_chat(tok, p, add_generation_prompt=True)) for p in prompts)//n
             lm.generation_config.eos_token_id = None # write all that is allowed
-            _, took = clock(lambda: generate_messages(lm, tok, prompts, new))
+            _, took = clock(lambda: generate_messages(sender, prompts, new))
             what = f'{lm.config.num_hidden_layers} layers of width {lm.config.hidden_size}'
             rows.append(dict(what=f'write {n} x {new} states, {what}', told=write_cost(name, n, prompt, new, n, cpu, 4)['seconds'], measured=took))
-            store = collect(load_lm('tiny-qwen2', 'float32', 'cpu')[0], tok, tasks, MessageStore(Path(d)/f'messages{len(rows)}', sender='x'), max_new_tokens=32, progress=False)
+            store = collect(load_lm('tiny-qwen2', 'float32', 'cpu'), tasks, MessageStore(Path(d)/f'messages{len(rows)}', sender='x'), max_new_tokens=32, progress=False)
             args = ActorArguments(f'{d}/trainer', max_steps=steps, per_device_train_batch_size=batch, save_strategy='no', use_cpu=True, validation_split=0., probe_steps=0, disable_tqdm=True)
-            trainer = actor_trainer(*actor_for(store, name, device='cpu'), tasks, store, args)
+            trainer = actor_trainer(actor_for(store, name, device='cpu'), tasks, store, args)
             tokens = sum(len(r['input_ids']) for r in trainer.train_dataset.rows)//n
             _, took = clock(trainer.train)
             rows.append(dict(what=f'{steps} training steps of {batch}, {what}', told=train_cost(name, steps, batch, tokens, tokens, cpu)['seconds'], measured=took))

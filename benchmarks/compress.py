@@ -47,24 +47,25 @@ SIDES = ('loop, no cache', 'loop', 'ours')
 class Talk:
     "A sender and an actor of one kind, and what they talk about."
     def __init__(self, model, tokens, n):
-        self.lm, self.tok, self.tokens = *load_lm(model, 'float32'), tokens
-        bop, eop = add_message_tokens(self.lm, self.tok)
+        self.sender, self.tokens = load_lm(model, 'float32'), tokens
+        self.lm, self.tok = self.sender
+        bop, eop = add_message_tokens(self.sender)
         width, head = self.lm.config.hidden_size, self.lm.get_output_embeddings()
         self.actor = ModelWithInsertedHiddenState(copy.deepcopy(self.lm), tokens, width, bop_id=bop, eop_id=eop).eval()
         self.student = LatentStudent(self.lm).eval()
         head.bias = torch.nn.Parameter(torch.zeros(head.weight.shape[0]).to(head.weight))
-        head.bias.data[end_token_ids(self.lm, self.tok)] = -torch.inf # the plan does not end
+        head.bias.data[end_token_ids(self.sender)] = -torch.inf # the plan does not end
         with tempfile.TemporaryDirectory() as folder: tasks = [game_task(f) for f in generate_games(folder, n, 'valid_seen')]
         self.prompts, self.chats = [t.prompt for t in tasks], [encode_chat(self.tok, t.turns[:1], add_generation_prompt=True) for t in tasks]
-        self.kept = [h for h,_,_ in generate_messages(self.lm, self.tok, self.prompts, tokens)]
+        self.kept = [h for h,_,_ in generate_messages(self.sender, self.prompts, tokens)]
         if (found := {len(h) for h in self.kept}) != {tokens}: raise RuntimeError(f'the sender wrote {found} tokens, wanted {tokens}')
 
     def ids(self): return [encode_chat(self.tok, p, add_generation_prompt=True).input_ids for p in self.prompts]
 
-    def write_read(self): return torch.stack([h for h,_,_ in generate_messages(self.lm, self.tok, self.prompts, self.tokens)])
+    def write_read(self): return torch.stack([h for h,_,_ in generate_messages(self.sender, self.prompts, self.tokens)])
 
     def write(self):
-        write_plans(self.lm, self.tok, self.ids(), self.tokens)
+        write_plans(self.sender, self.ids(), self.tokens)
         return torch.stack(self.kept)
 
     def reason(self, K): return latent_reason(self.student, self.ids(), K)

@@ -14,7 +14,7 @@ from interlat.agents.collect import generate_messages
 from interlat.core.basics import write_atomic
 from interlat.agents.speaker import Speaker
 from interlat.games.household import game_task
-from interlat.agents.lm import load_lm
+from interlat.agents.lm import Agent, load_lm
 from interlat.agents.chat import add_message_tokens, encode_chat
 from interlat.messages.message import LatentMessage
 from interlat.evaluation.rollout import rollout
@@ -23,7 +23,7 @@ from interlat.runs.provenance import machine
 class Generate(Speaker):
     "What everybody writes first: encode the whole conversation and call `generate`, one game after the other."
     def speak(self, seats):
-        said, config = [], greedy_config(self.model, self.tokenizer, self.max_new_tokens)
+        said, config = [], greedy_config(Agent(self.model, self.tokenizer), self.max_new_tokens)
         for s in seats:
             chat = encode_chat(self.tokenizer, s.chat.turns, add_generation_prompt=True)
             ids = torch.tensor([chat.input_ids])
@@ -40,23 +40,23 @@ WAYS = { # name -> (who speaks, games at a time, keep what was read)
 
 
 def cast(model, n, size, folder):
-    "An actor that has learned nothing about messages, its tokenizer, games and their messages."
-    lm, tok = load_lm(model, 'float32')
-    bop, eop = add_message_tokens(lm, tok)
+    "An actor that has learned nothing about messages, games and their messages."
+    sender = load_lm(model, 'float32')
+    bop, eop = add_message_tokens(sender)
     tasks = [game_task(f) for f in generate_games(folder, n, 'valid_seen', size=size)]
-    parts = generate_messages(lm, tok, [t.prompt for t in tasks], max_new_tokens=64)
-    actor = ModelWithInsertedHiddenState(lm, 128, lm.config.hidden_size, bop_id=bop, eop_id=eop)
-    return actor, tok, tasks, [LatentMessage(*p, t.task_id, model) for p, t in zip(parts, tasks)]
+    parts = generate_messages(sender, [t.prompt for t in tasks], max_new_tokens=64)
+    actor = ModelWithInsertedHiddenState(sender.model, 128, sender.model.config.hidden_size, bop_id=bop, eop_id=eop)
+    return Agent(actor, sender.tokenizer), tasks, [LatentMessage(*p, t.task_id, model) for p, t in zip(parts, tasks)]
 
 
 def measure(model='tiny-qwen2', n=16, size='small', max_steps=20):
     "One dict a way: seconds, positions computed, ratios to the first; raises if the commands differ."
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        actor, tok, tasks, messages = cast(model, n, size, folder)
+        actor, tasks, messages = cast(model, n, size, folder)
         for way, (kind, together, cache) in WAYS.items():
-            speaker, start = kind(actor, tok, cache=cache), time.perf_counter()
-            episodes = rollout(actor, tok, tasks, messages, speaker=speaker, batch_size=together or n, max_steps=max_steps, progress=False)
+            speaker, start = kind(actor, cache=cache), time.perf_counter()
+            episodes = rollout(actor, tasks, messages, speaker=speaker, batch_size=together or n, max_steps=max_steps, progress=False)
             seconds, said = time.perf_counter() - start, [e.outputs for e in episodes]
             if rows and said != first: raise RuntimeError(f'{way}: other commands than {rows[0]["way"]}')
             first = said if not rows else first

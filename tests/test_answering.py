@@ -6,6 +6,7 @@ from hypothesis import given, settings, strategies as st
 from transformers import AutoModelForCausalLM, MistralConfig
 
 import cast
+from interlat.agents.lm import *
 from interlat.evaluation.answering import *
 from interlat.agents.sampling import greedy_config, through_end
 from interlat.core.basics import InterlatError
@@ -37,7 +38,7 @@ def said(asked, order=None, **kw):
     actor, tok, tasks, messages = asked
     order = range(len(tasks)) if order is None else order
     kw = dict(max_new_tokens=6) | kw
-    return {tasks[order[k]].task_id: a for batch in answer(actor, tok, [tasks[i] for i in order], [messages[i] for i in order], **kw) for k, a in batch}
+    return {tasks[order[k]].task_id: a for batch in answer(Agent(actor, tok), [tasks[i] for i in order], [messages[i] for i in order], **kw) for k, a in batch}
 
 
 @pytest.mark.parametrize('how', [{}, dict(temperature=1.), dict(temperature=1., n_samples=3)])
@@ -55,7 +56,7 @@ def test_several_samples_are_those_that_one_gets_one_by_one(asked):
     from interlat.agents.sampling import RowSampler
     from interlat.core.basics import derive_seed
     actor, tok, tasks, messages = asked
-    three, ends = said(asked, temperature=.8, n_samples=3, seed=4), greedy_config(actor.base_model, tok, 6)
+    three, ends = said(asked, temperature=.8, n_samples=3, seed=4), greedy_config(Agent(actor.base_model, tok), 6)
     for t, m in zip(tasks, messages):
         chat = encode_chat(tok, t.turns[:1], add_generation_prompt=True)
         x = torch.tensor([chat.input_ids])
@@ -69,10 +70,10 @@ def test_several_samples_are_those_that_one_gets_one_by_one(asked):
 
 def test_the_question_is_read_once_for_all_samples(asked):
     actor, tok, tasks, messages = asked
-    speaker = Speaker(actor, tok, 1, 1.)
-    [*answer(actor, tok, tasks, messages, speaker=speaker, n_samples=4, max_new_tokens=1, temperature=1., batch_size=4)]
-    alone = Speaker(actor, tok, 1, 1.)
-    [*answer(actor, tok, tasks, messages, speaker=alone, max_new_tokens=1, temperature=1., batch_size=1)]
+    speaker = Speaker(Agent(actor, tok), 1, 1.)
+    [*answer(Agent(actor, tok), tasks, messages, speaker=speaker, n_samples=4, max_new_tokens=1, temperature=1., batch_size=4)]
+    alone = Speaker(Agent(actor, tok), 1, 1.)
+    [*answer(Agent(actor, tok), tasks, messages, speaker=alone, max_new_tokens=1, temperature=1., batch_size=1)]
     assert speaker.computed == alone.computed
 
 
@@ -92,7 +93,7 @@ def test_whatever_is_asked_together(data):
     assert list(got) == [asked[2][i].task_id for i in order] and all(whole[t][:len(a)] == a for t, a in got.items())
 
 
-def test_nothing_asked_nothing_answered(asked): assert [*answer(asked[0], asked[1], [])] == []
+def test_nothing_asked_nothing_answered(asked): assert [*answer(Agent(*asked[:2]), [])] == []
 
 
 def test_what_is_refused(asked):
@@ -102,6 +103,6 @@ def test_what_is_refused(asked):
                       'temperature must be 0 or more, found nan': dict(temperature=float('nan')), 'n_samples must be 1 or more, found -2': dict(n_samples=-2), 'unknown channel .smoke.': dict(channel='smoke'),
                       '2 samples of a question are all the same': dict(n_samples=2)}.items():
         with pytest.raises(InterlatError, match=match): said(asked, **kw)
-    with pytest.raises(InterlatError, match='task mute has no question for the actor'): next(answer(actor, tok, [*tasks, mute])), 'before the first is answered'
+    with pytest.raises(InterlatError, match='task mute has no question for the actor'): next(answer(Agent(actor, tok), [*tasks, mute])), 'before the first is answered'
     narrow = [LatentMessage(torch.randn(2, 16), [1, 2], '', t.task_id, 's') for t in tasks]
-    with pytest.raises(InterlatError): next(answer(actor, tok, tasks, narrow))
+    with pytest.raises(InterlatError): next(answer(Agent(actor, tok), tasks, narrow))

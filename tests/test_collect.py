@@ -5,6 +5,7 @@ import pytest, torch
 
 import cast
 from warm import warm
+from interlat.agents.lm import *
 from interlat.agents.sampling import *
 from interlat.agents.collect import *
 from interlat.agents.chat import encode_chat
@@ -21,7 +22,7 @@ def tasks():
 
 def sender(preset='tiny-qwen2'):
     tok = cast.train_tokenizer(preset[5:], [t.prompt[0]['content'] for t in tasks()], vocab_size=300)
-    return cast.lm(tok, preset), tok
+    return Agent(cast.lm(tok, preset), tok)
 
 
 def slow_message(model, tok, prompt, n, layer=-1):
@@ -41,7 +42,7 @@ def test_one_state_per_token_from_the_last_prompt_token_on(preset, batch_size, t
     model, tok = sender(preset)
     first = slow_message(model, tok, tasks()[0].prompt, 10)[1]
     ends = model.generation_config.eos_token_id = [tok.eos_token_id, first[3]] # a second end token, so that plans differ in length
-    store = collect(model, tok, tasks(), MessageStore(tmp_path, sender='s'), batch_size=batch_size, **WRITING)
+    store = collect(Agent(model, tok), tasks(), MessageStore(tmp_path, sender='s'), batch_size=batch_size, **WRITING)
     assert store['task-0'].token_ids == first[:first.index(first[3])+1]
     assert len({len(m) for m in store}) > 1
     for t in tasks():
@@ -55,7 +56,7 @@ def test_one_state_per_token_from_the_last_prompt_token_on(preset, batch_size, t
 def test_sampling_depends_on_seed_and_task_alone(tmp_path):
     model, tok = sender()
     def run(name, tasks, **kw):
-        s = collect(model, tok, tasks, MessageStore(tmp_path/name, sender='s'), temperature=1., **WRITING, **kw)
+        s = collect(Agent(model, tok), tasks, MessageStore(tmp_path/name, sender='s'), temperature=1., **WRITING, **kw)
         return {i: s[i].token_ids for i in s.task_ids()}
     a = run('a', tasks(), batch_size=8)
     assert a == run('b', tasks()[::-1], batch_size=3) != run('c', tasks(), seed=1)
@@ -65,7 +66,7 @@ def test_a_sender_in_training_mode_is_put_in_eval_mode(tmp_path):
     model, tok = sender()
     model.config.attention_dropout = .5
     for layer in model.base_model.layers: layer.self_attn.attention_dropout = .5
-    stores = [collect(model.train(), tok, tasks()[:2], MessageStore(tmp_path/n, sender='s'), **WRITING) for n in 'ab']
+    stores = [collect(Agent(model.train(), tok), tasks()[:2], MessageStore(tmp_path/n, sender='s'), **WRITING) for n in 'ab']
     assert all(torch.equal(stores[0][i].h, stores[1][i].h) for i in ('task-0', 'task-1'))
 
 
@@ -79,7 +80,7 @@ class Slow(MessageStore):
         super().append(messages)
         print(len(self), flush=True)
         time.sleep(.3)
-collect(*sender(), tasks(), Slow({store!r}, sender='s'), batch_size=1, **WRITING)
+collect(sender(), tasks(), Slow({store!r}, sender='s'), batch_size=1, **WRITING)
 """
 
 
@@ -95,9 +96,9 @@ def test_killed_and_resumed_nothing_is_lost_or_done_twice(tmp_path):
     shards = sorted((tmp_path/'killed').glob('shard-*'))
     stamps = [s.stat().st_mtime_ns for s in shards]
     model, tok = sender()
-    collect(model, tok, tasks(), store, batch_size=2, **WRITING)
+    collect(Agent(model, tok), tasks(), store, batch_size=2, **WRITING)
     assert [s.stat().st_mtime_ns for s in shards] == stamps
-    whole = collect(model, tok, tasks(), MessageStore(tmp_path/'whole', sender='s'), batch_size=8, **WRITING)
+    whole = collect(Agent(model, tok), tasks(), MessageStore(tmp_path/'whole', sender='s'), batch_size=8, **WRITING)
     again = MessageStore(tmp_path/'killed', create=False)
     assert again.task_ids() == whole.task_ids() == [t.task_id for t in tasks()]
     for i in again.task_ids():
@@ -108,15 +109,15 @@ def test_killed_and_resumed_nothing_is_lost_or_done_twice(tmp_path):
 SHARE = """
 from test_collect import *
 import torch.distributed as dist
-store = collect(*sender(), tasks(), MessageStore(sys.argv[1], sender='s'), batch_size=2, **WRITING)
+store = collect(sender(), tasks(), MessageStore(sys.argv[1], sender='s'), batch_size=2, **WRITING)
 print(dist.get_world_size(), dist.get_backend(), store.writer, *sorted(store.task_ids()))
 """
 
 
 def test_two_processes_write_what_one_does_and_go_on_where_one_stopped(tmp_path):
     model, tok = sender()
-    whole = collect(model, tok, tasks(), MessageStore(tmp_path/'whole', sender='s'), batch_size=8, **WRITING)
-    collect(model, tok, tasks()[:3], MessageStore(tmp_path/'shared', sender='s'), **WRITING)
+    whole = collect(Agent(model, tok), tasks(), MessageStore(tmp_path/'whole', sender='s'), batch_size=8, **WRITING)
+    collect(Agent(model, tok), tasks()[:3], MessageStore(tmp_path/'shared', sender='s'), **WRITING)
     said = cast.pair(tmp_path/'share.py', SHARE, str(tmp_path/'shared'))
     assert said.splitlines() == ['2 gloo 0 ' + ' '.join(t.task_id for t in tasks())]*2 # each of them has them all
     shards = {p.name for p in (tmp_path/'shared').glob('shard-*')}
@@ -127,5 +128,5 @@ def test_two_processes_write_what_one_does_and_go_on_where_one_stopped(tmp_path)
         assert store[i].token_ids == whole[i].token_ids and store[i].text == whole[i].text
         torch.testing.assert_close(store[i].h, whole[i].h, atol=1e-4, rtol=0)
     names = [p.stat().st_mtime_ns for p in sorted((tmp_path/'shared').glob('shard-*'))]
-    collect(model, tok, tasks(), store, **WRITING) # nothing is left for one process to do
+    collect(Agent(model, tok), tasks(), store, **WRITING) # nothing is left for one process to do
     assert [p.stat().st_mtime_ns for p in sorted((tmp_path/'shared').glob('shard-*'))] == names

@@ -11,11 +11,11 @@ from interlat.commands import cli
 from interlat.agents.actor import ModelWithInsertedHiddenState
 from interlat.core.arguments import parse
 from interlat.agents.collect import collect
-from interlat.compression.compress import CompressionArguments, StudentCollator, StudentConfig, StudentDataset, compression_trainer, new_student
+from interlat.compression.compress import CompressionArguments, StudentCollator, StudentConfig, StudentDataset, new_student
 from interlat.core.basics import InterlatError
 from interlat.compression.distill import Distillation
 from interlat.messages.exchange import export_messages
-from interlat.agents.lm import load_tokenizer
+from interlat.agents.lm import Agent, load_tokenizer
 from interlat.agents.chat import encode_chat
 from interlat.messages.message import LatentMessage, MessageStore
 from interlat.compression.reason import LatentStudent, collect_latents, latent_reason
@@ -43,7 +43,7 @@ def world(tmp_path_factory):
     for name, (model, words) in dict(models, actor=(actor, tok)).items():
         model.save_pretrained(folder/name)
         words.save_pretrained(folder/name)
-    collect(sender, tok, games, MessageStore(folder/'store', sender='random'), max_new_tokens=9, progress=False)
+    collect(Agent(sender, tok), games, MessageStore(folder/'store', sender='random'), max_new_tokens=9, progress=False)
     return folder
 
 
@@ -280,9 +280,8 @@ def test_another_recipe_is_refused(world, tmp_path):
 @pytest.fixture(scope='module')
 def folder(world):
     "A student of another family, untrained but for its projection."
-    student, tok = new_student(config(world, student_model_name_or_path=str(world/'llama')), cast.games(world/'again', 12), MessageStore(world/'store'), 'cpu')
-    tok.save_pretrained(student.save_pretrained(world/'student'))
-    return world/'student'
+    student = new_student(config(world, student_model_name_or_path=str(world/'llama')), cast.games(world/'again', 12), MessageStore(world/'store'), 'cpu')
+    return student.save_pretrained(world/'student')
 
 
 def collecting(world, model, out, split='train', **kw):
@@ -333,9 +332,8 @@ def playing(world, out, *compressed, **kw):
 def unseen(world, folder):
     "Full messages for the games to play, and a student's."
     tasks = [cast.game_task(f) for f in cast.find_games(world/'games', 'valid_unseen')]
-    model, tok = cast.load_lm(world/'sender', device='cpu')
-    collect(model, tok, tasks, MessageStore(world/'unseen', sender='random'), max_new_tokens=9, progress=False)
-    collect_latents(LatentStudent.from_pretrained(folder, device='cpu'), load_tokenizer(folder), tasks, MessageStore(world/'k=4', sender='student, K=4'), progress=False)
+    collect(cast.load_lm(world/'sender', device='cpu'), tasks, MessageStore(world/'unseen', sender='random'), max_new_tokens=9, progress=False)
+    collect_latents(Agent(LatentStudent.from_pretrained(folder, device='cpu'), load_tokenizer(folder)), tasks, MessageStore(world/'k=4', sender='student, K=4'), progress=False)
 
 
 def test_evaluation_with_compressed_messages(world, unseen, tmp_path, monkeypatch, capsys):

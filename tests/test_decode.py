@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM, MistralConfig
 import cast
 import interlat.agents.cache
 from interlat.agents.sampling import greedy_config, through_end
+from interlat.agents.lm import *
 from interlat.agents.cache import *
 from interlat.agents.speaker import *
 from interlat.agents.chat import Conversation, encode_chat
@@ -33,7 +34,7 @@ def guest(tok, rng, number):
 def anew(actor, tok, seat, max_new_tokens):
     "The obvious way: the whole conversation through `generate`, alone."
     chat = encode_chat(tok, seat.chat.turns, add_generation_prompt=True)
-    ids, config = torch.tensor([chat.input_ids]), greedy_config(actor.base_model, tok, max_new_tokens)
+    ids, config = torch.tensor([chat.input_ids]), greedy_config(Agent(actor.base_model, tok), max_new_tokens)
     given = {} if seat.embeds is None else dict(insert_at=torch.tensor([chat.insert_at]), message_embeds=seat.embeds[None])
     new = actor.generate(ids, torch.ones_like(ids), **given, generation_config=config)[0].tolist()
     return tok.decode(through_end(new, config.eos_token_id), skip_special_tokens=True)
@@ -42,7 +43,7 @@ def anew(actor, tok, seat, max_new_tokens):
 @pytest.mark.parametrize('seed', range(3))
 def test_whoever_comes_and_goes(actor, seed, monkeypatch):
     model, tok = actor
-    rng, speaker, ahead = random.Random(seed), Speaker(model, tok, max_new_tokens=7), []
+    rng, speaker, ahead = random.Random(seed), Speaker(Agent(model, tok), max_new_tokens=7), []
     look = interlat.agents.cache._ahead
     monkeypatch.setattr(interlat.agents.cache, '_ahead', lambda *a: ahead.append(look(*a, worth=16)) or ahead[-1])
     seats = [guest(tok, rng, i) for i in range(4)]
@@ -60,14 +61,14 @@ def test_whoever_comes_and_goes(actor, seed, monkeypatch):
 
 def test_each_token_is_computed_once(actor):
     model, tok = actor
-    rng, speaker = random.Random(1), Speaker(model, tok, max_new_tokens=5)
+    rng, speaker = random.Random(1), Speaker(Agent(model, tok), max_new_tokens=5)
     seats = [guest(tok, rng, i) for i in range(3)]
     for _ in range(4):
         for s, said in zip(seats, speaker.speak(seats)):
             s.chat.add(dict(role='assistant', content=said))
             s.chat.add(dict(role='user', content='go on'))
     kept = sum(len(s.read) + s.extra for s in seats)
-    again = Speaker(model, tok, max_new_tokens=5, cache=False)
+    again = Speaker(Agent(model, tok), max_new_tokens=5, cache=False)
     again.speak(seats)
     assert speaker.rows.mask.sum() == kept  # what is in the cache is what was read
     assert kept <= speaker.computed <= kept + 3*4*5  # and only words that tokenize otherwise were read twice
@@ -79,7 +80,7 @@ def test_a_sliding_window_is_read_anew(actor):
     base = AutoModelForCausalLM.from_config(MistralConfig(vocab_size=len(tok), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=4, sliding_window=16, initializer_range=.3, eos_token_id=tok.eos_token_id, pad_token_id=tok.pad_token_id)).eval()
     model, rng = cast.actor(base, tok), random.Random(3)
-    speaker, seats = Speaker(model, tok, max_new_tokens=6), [guest(tok, rng, i) for i in range(3)]
+    speaker, seats = Speaker(Agent(model, tok), max_new_tokens=6), [guest(tok, rng, i) for i in range(3)]
     assert not speaker.cache
     for _ in range(3):
         expected = [anew(model, tok, s, 6) for s in seats]

@@ -11,11 +11,12 @@ from warm import warm
 import interlat.games.batch
 from interlat.games.env import GameEnv
 from interlat.agents.collect import collect
-from interlat.core.basics import InterlatError
+from interlat.agents.lm import *
 from interlat.evaluation.delivery import *
 from interlat.evaluation.evaluate import *
-from interlat.evaluation.log import GameLog
 from interlat.evaluation.summary import *
+from interlat.core.basics import InterlatError
+from interlat.evaluation.log import GameLog
 from interlat.messages.message import MessageStore
 from interlat.messages.perturb import VARIANTS
 from interlat.evaluation.rollout import Episode
@@ -25,12 +26,12 @@ SHORT = dict(max_new_tokens=5, max_steps=3, progress=False)
 
 
 def make_crew(folder, n=6):
-    "What `evaluate` needs: actor, tokenizer, games, store; and the actor of `no_cot`."
+    "What `evaluate` needs: actor, games, store; and the actor of `no_cot`."
     games = cast.games(Path(folder)/'games', n)
     tok = cast.tokenizer(games)
     base = cast.lm(tok)
-    store = collect(base, tok, games, MessageStore(Path(folder)/'store', sender='s'), max_new_tokens=10, progress=False)
-    return (cast.actor(base, tok), tok, games, store), dict(no_cot=cast.actor(base, tok, seed=1))
+    store = collect(Agent(base, tok), games, MessageStore(Path(folder)/'store', sender='s'), max_new_tokens=10, progress=False)
+    return (Agent(cast.actor(base, tok), tok), games, store), dict(no_cot=Agent(cast.actor(base, tok, seed=1), tok))
 
 
 def evaluate_crew(crew, out, conditions=CONDITIONS, **kw):
@@ -85,18 +86,18 @@ def test_same_seed_same_bytes_and_other_seed_other_partners(crew, run, tmp_path)
     one = run('one'), (tmp_path/'one'/'games.csv').read_bytes()
     run('two')
     assert one[1] == (tmp_path/'two'/'games.csv').read_bytes()
-    games = crew[0][2]
+    games = crew[0][1]
     assert partners(games) != partners(games, 5) and partners(games) == partners(games[::-1])
 
 
 def test_a_game_that_breaks_is_an_error_row(crew, tmp_path, monkeypatch):
-    (actor, tok, games, store), _ = crew
+    (actor, games, store), _ = crew
     class Breaks(GameEnv):
         def step(self, command):
             if str(self.game_file) == games[1].source: raise RuntimeError('pipe, "closed"\nagain')
             return super().step(command)
     monkeypatch.setattr(interlat.games.batch, 'GameEnv', Breaks)
-    got = evaluate(actor, tok, games, store, ['latent', 'no_comm'], tmp_path/'out', **SHORT)
+    got = evaluate(actor, games, store, ['latent', 'no_comm'], tmp_path/'out', **SHORT)
     broken = got[got.game_id == games[1].task_id]
     assert broken.error.tolist() == ['RuntimeError: pipe, "closed" again']*2 and broken.won.tolist() == [None, None]
     summary, pairs = write_tables(tmp_path/'out')
@@ -115,22 +116,22 @@ def test_tables_agree_with_pandas_own_reading(run, tmp_path):
 
 
 def test_a_store_of_another_width_is_refused_before_anything_is_played(crew, tmp_path):
-    (actor, tok, games, _), _ = crew
-    wide = cast.lm(tok, hidden_size=48)
-    other = collect(wide, tok, games, MessageStore(tmp_path/'wide', sender='wide'), max_new_tokens=4, progress=False)
-    with pytest.raises(InterlatError, match='has width 48, wanted width 32'): evaluate(actor, tok, games, other, ['latent'], tmp_path/'out', **SHORT)
+    (actor, games, _), _ = crew
+    wide = cast.lm(actor.tokenizer, hidden_size=48)
+    other = collect(Agent(wide, actor.tokenizer), games, MessageStore(tmp_path/'wide', sender='wide'), max_new_tokens=4, progress=False)
+    with pytest.raises(InterlatError, match='has width 48, wanted width 32'): evaluate(actor, games, other, ['latent'], tmp_path/'out', **SHORT)
     assert not (tmp_path/'out').exists()
 
 
 def test_no_cot_alone_needs_no_store_and_can_be_added_later(crew, tmp_path):
-    (actor, tok, games, store), actors = crew
-    evaluate(actor, tok, games, MessageStore(tmp_path/'empty'), ['no_comm'], tmp_path/'out', **SHORT)
-    evaluate(actor, tok, games, None, ['no_cot'], tmp_path/'out', actors=actors, **SHORT)
-    got = evaluate(actor, tok, games, store, ['latent', 'no_cot'], tmp_path/'out', actors=actors, **SHORT)
+    (actor, games, store), actors = crew
+    evaluate(actor, games, MessageStore(tmp_path/'empty'), ['no_comm'], tmp_path/'out', **SHORT)
+    evaluate(actor, games, None, ['no_cot'], tmp_path/'out', actors=actors, **SHORT)
+    got = evaluate(actor, games, store, ['latent', 'no_cot'], tmp_path/'out', actors=actors, **SHORT)
     assert got.condition.value_counts().to_dict() == dict(latent=6, no_cot=6)
     renamed = MessageStore(store.path)
     renamed.sender = 'someone else'
-    with pytest.raises(InterlatError, match='made with sender s, now someone else'): evaluate(actor, tok, games, renamed, ['latent'], tmp_path/'out', **SHORT)
+    with pytest.raises(InterlatError, match='made with sender s, now someone else'): evaluate(actor, games, renamed, ['latent'], tmp_path/'out', **SHORT)
 
 
 def test_settings_that_played_nothing_bind_nobody(run, tmp_path):
@@ -152,13 +153,14 @@ def test_seeds_are_played_where_something_is_drawn_and_added_later(run):
 
 
 def test_every_condition_of_the_paper_plays(tmp_path):
-    (actor, tok, games, store), _ = make_crew(tmp_path, 12)
-    other = collect(cast.lm(tok, hidden_size=48), tok, games, MessageStore(tmp_path/'other', sender='another family'), max_new_tokens=7, progress=False)
+    (actor, games, store), _ = make_crew(tmp_path, 12)
+    tok = actor.tokenizer
+    other = collect(Agent(cast.lm(tok, hidden_size=48), tok), games, MessageStore(tmp_path/'other', sender='another family'), max_new_tokens=7, progress=False)
     from interlat.agents.actor import ModelWithInsertedHiddenState
-    wide = ModelWithInsertedHiddenState(cast.lm(tok), prepended_length=40, hidden_size=32, input_size=48, seed=2)
-    actors = dict(no_cot=cast.actor(cast.lm(tok), tok, 1), cot_full=wide, cross_family=Contender(wide, 'cross_family', other))
+    wide = Agent(ModelWithInsertedHiddenState(cast.lm(tok), prepended_length=40, hidden_size=32, input_size=48, seed=2), tok)
+    actors = dict(no_cot=Agent(cast.actor(cast.lm(tok), tok, 1), tok), cot_full=wide, cross_family=Contender(wide, 'cross_family', other))
     conditions = [*VARIANTS, 'no_cot', 'cot_full']
-    got = evaluate(actor, tok, games, store, conditions, tmp_path/'out', actors, **{**SHORT, 'max_steps': 1, 'batch_size': 12})
+    got = evaluate(actor, games, store, conditions, tmp_path/'out', actors, **{**SHORT, 'max_steps': 1, 'batch_size': 12})
     assert got.condition.unique().tolist() == conditions and len(got) == 12*len(conditions) and not (got.error != '').any()
     said = got.groupby('condition').outputs.agg(tuple)
     assert said['truncate_0.0'] == said['no_comm'] and said['first_128'] == said['pool_128'] == said['latent'] # messages of seven tokens
@@ -167,29 +169,29 @@ def test_every_condition_of_the_paper_plays(tmp_path):
     settings = json.loads((tmp_path/'out'/'evaluate.json').read_text())
     assert settings['sender of cross_family'] == 'another family' and settings['variant of cot_full'] == 'text' and 'sender of no_cot' not in settings
     with pytest.raises(InterlatError, match="condition 'cross_family' gets variant 'cross_family', found 'latent'"):
-        evaluate(actor, tok, games, store, ['cross_family'], tmp_path/'out', dict(cross_family=Contender(wide, store=other)), **SHORT)
+        evaluate(actor, games, store, ['cross_family'], tmp_path/'out', dict(cross_family=Contender(wide, store=other)), **SHORT)
     with pytest.raises(InterlatError, match='has width 48, wanted width 32'):
-        evaluate(actor, tok, games, store, ['cross_family'], tmp_path/'out', dict(cross_family=Contender(actor, 'cross_family', other)), **SHORT)
+        evaluate(actor, games, store, ['cross_family'], tmp_path/'out', dict(cross_family=Contender(actor, 'cross_family', other)), **SHORT)
 
 
 def test_a_contender_is_bound_to_its_weights_sender_and_variant(crew, tmp_path):
-    (actor, tok, games, store), actors = crew
-    def play(who, **kw): return evaluate(actor, tok, games, store, ['mine'], tmp_path/'out', dict(mine=who), **SHORT)
+    (actor, games, store), actors = crew
+    def play(who, **kw): return evaluate(actor, games, store, ['mine'], tmp_path/'out', dict(mine=who), **SHORT)
     assert len(play(Contender(actors['no_cot']))) == 6
     with pytest.raises(InterlatError, match='made with actor of mine .*, now'): play(Contender(actor))
     with pytest.raises(InterlatError, match='made with variant of mine latent, now text'): play(Contender(actors['no_cot'], 'text'))
-    again = collect(cast.lm(tok), tok, games, MessageStore(tmp_path/'again', sender='t'), max_new_tokens=4, progress=False)
+    again = collect(Agent(cast.lm(actor.tokenizer), actor.tokenizer), games, MessageStore(tmp_path/'again', sender='t'), max_new_tokens=4, progress=False)
     with pytest.raises(InterlatError, match='made with sender of mine s, now t'): play(Contender(actors['no_cot'], store=again))
 
 
 def test_sampling_is_drawn_for_every_condition_and_seed(crew, tmp_path, monkeypatch):
-    (actor, tok, games, store), actors = crew
+    (actor, games, store), actors = crew
     calls = []
-    def play(actor, tokenizer, games, messages, channel, **kw):
+    def play(actor, games, messages, channel, **kw):
         calls.append((channel, kw['temperature'], kw['seed'], kw['batch_size']))
         for i, g in enumerate(games): yield i, Episode(g.task_id, g.task_type, won=True, steps=1, actions=['look'], unparsable=1)
     monkeypatch.setattr(interlat.evaluation.evaluate, 'play', play)
-    def go(out, **kw): return evaluate(actor, tok, games, store, ['latent', 'no_cot'], tmp_path/out, actors, seeds=(4, 7), batch_size=3, progress=False, **kw)
+    def go(out, **kw): return evaluate(actor, games, store, ['latent', 'no_cot'], tmp_path/out, actors, seeds=(4, 7), batch_size=3, progress=False, **kw)
     warm = go('warm', temperature=.7)
     assert calls == [(c, .7, s, 3) for c in ('latent', 'none') for s in (4, 7)]
     assert warm.groupby(['condition', 'seed']).size().tolist() == [6]*4 and set(warm.unparsable) == {1} and set(warm.actions) == {'["look"]'}
@@ -209,7 +211,7 @@ def test_partners_by_looking_at_every_pair(tmp_path, variant, same):
 
 
 def test_mean_of_the_others_one_by_one(crew):
-    (_, _, games, store), _ = crew
+    (_, games, store), _ = crew
     mean = others_mean(store, games)
     for g in games:
         slow = torch.cat([store[o.task_id].h for o in games if o is not g]).double().mean(0)

@@ -20,11 +20,11 @@ def shown(x, panel): return str(x.outputs[panel].outputs)
 def asked(tmp_path_factory):
     "A session of questions."
     folder, tasks = tmp_path_factory.mktemp('asked'), questions(6)
-    sender, tok = load_lm('tiny-math', 'float32')
-    store = collect(sender, tok, tasks, MessageStore(folder/'messages', sender='tiny-math'), max_new_tokens=12, progress=False)
-    reader = actor(load_lm('tiny-math', 'float32')[0], tok)
-    tok.save_pretrained(reader.save_pretrained(folder/'actor'))
-    evaluate_answers(reader, tok, tasks, store, ['latent', 'no_comm'], folder, max_new_tokens=6, workers=1, progress=False)
+    sender = load_lm('tiny-math', 'float32')
+    store = collect(sender, tasks, MessageStore(folder/'messages', sender='tiny-math'), max_new_tokens=12, progress=False)
+    reader = Agent(actor(load_lm('tiny-math', 'float32').model, sender.tokenizer), sender.tokenizer)
+    reader.save_pretrained(folder/'actor')
+    evaluate_answers(reader, tasks, store, ['latent', 'no_comm'], folder, max_new_tokens=6, workers=1, progress=False)
     save_session(folder, tasks, store, folder/'actor', 'tiny-math', folder/'answers.csv')
     return folder
 

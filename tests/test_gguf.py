@@ -5,7 +5,7 @@ from importlib.util import find_spec
 import cast, pytest, torch
 
 from interlat.core.basics import InterlatError
-from interlat.agents.lm import load_lm, load_tokenizer
+from interlat.agents.lm import Agent, load_lm, load_tokenizer
 from interlat.agents.chat import BOP, EOP, add_message_tokens, encode_chat, render
 from interlat.core.tasks import Task
 
@@ -80,7 +80,7 @@ def test_a_model_from_a_gguf_file_can_be_trained_and_saved(tmp_path):
     how = dict(max_steps=3, warmup_steps=0, logging_steps=1, per_device_train_batch_size=2, learning_rate=1e-2)
     sender, same = trained_sender(tmp_path/'sender', tmp_path/'m.gguf', tasks, 'float32', 'cpu', **how)
     assert same(BOP).input_ids == tok(BOP).input_ids and not hasattr(sender.config, 'quantization_config')
-    _, _, log = trained_actor(tmp_path/'actor', tmp_path/'m.gguf', tasks, None, dict(dtype='float32', device='cpu'), channel='none', **how)
+    _, log = trained_actor(tmp_path/'actor', tmp_path/'m.gguf', tasks, None, dict(dtype='float32', device='cpu'), channel='none', **how)
     loss = log.value[log.part == 'loss'].tolist()
     assert loss[0] > loss[1] > loss[2]
 
@@ -97,7 +97,7 @@ def test_smollm2_speaks_its_own_chat_format_and_survives_as_an_actor(tmp_path):
     assert tok.decode([i for i, m in zip(chat.input_ids, chat.assistant_mask) if m]) == 'go to desk 1<|im_end|>take mug 1 from desk 1<|im_end|>'
     with torch.no_grad(): assert model(torch.tensor([tok('The capital of France is').input_ids])).logits[0, -1].argmax() == tok(' Paris').input_ids[0]
     assert keeps_everything(model) and model.dtype == torch.float32
-    bop, eop = add_message_tokens(model, tok)
+    bop, eop = add_message_tokens(Agent(model, tok))
     assert tok.convert_ids_to_tokens([bop, eop]) == [BOP, EOP] and model.get_input_embeddings().num_embeddings == len(tok)
     actor = ModelWithInsertedHiddenState(model, 8, model.config.hidden_size, bop_id=bop, eop_id=eop)
     tok.save_pretrained(actor.save_pretrained(tmp_path))

@@ -23,9 +23,9 @@ HOW = dict(max_steps=2, use_cpu=True, validation_split=0, save_strategy='no', di
 @pytest.fixture(scope='module')
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp('launch')
-    lm, tok = load_lm('tiny-qwen2', device='cpu')
+    sender = load_lm('tiny-qwen2', device='cpu')
     files = generate_games(folder/'games', 6, 'train')
-    return folder, collect(lm, tok, [game_task(f) for f in files], MessageStore(folder/'messages', sender='tiny-qwen2'), max_new_tokens=12)
+    return folder, collect(sender, [game_task(f) for f in files], MessageStore(folder/'messages', sender='tiny-qwen2'), max_new_tokens=12)
 
 
 @pytest.fixture(autouse=True)
@@ -44,12 +44,12 @@ def test_two_processes_train_what_one_trains(world, monkeypatch, capfd):
     folder, store = world
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
     data = dict(data_path=folder/'games', split='train')
-    one, _, alone = opened_actor(launched_training(folder/'one', 'tiny-qwen2', data, store, 1, per_device_train_batch_size=4, **HOW), device='cpu')
-    two, _, shared = opened_actor(launched_training(folder/'two', 'tiny-qwen2', data, store, 2, per_device_train_batch_size=2, **HOW), device='cpu')
+    one, alone = opened_actor(launched_training(folder/'one', 'tiny-qwen2', data, store, 1, per_device_train_batch_size=4, **HOW), device='cpu')
+    two, shared = opened_actor(launched_training(folder/'two', 'tiny-qwen2', data, store, 2, per_device_train_batch_size=2, **HOW), device='cpu')
     assert capfd.readouterr().out.count('saved in') == 2
     pd.testing.assert_frame_equal(*(log[log.part == 'task'].reset_index(drop=True) for log in (alone, shared)), atol=1e-4)
-    for a, b in zip(one.parameters(), two.parameters()): assert_close(a, b, atol=1e-3, rtol=0)
-    assert not torch.equal(one.base_model.get_input_embeddings().weight, load_lm('tiny-qwen2', device='cpu')[0].get_input_embeddings().weight)
+    for a, b in zip(one.model.parameters(), two.model.parameters()): assert_close(a, b, atol=1e-3, rtol=0)
+    assert not torch.equal(one.model.base_model.get_input_embeddings().weight, load_lm('tiny-qwen2', device='cpu').model.get_input_embeddings().weight)
 
 
 def test_what_the_program_refuses_is_refused_here(tmp_path, monkeypatch, capfd):

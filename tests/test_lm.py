@@ -2,7 +2,7 @@
 import cast, pytest, torch
 
 from interlat.core.basics import InterlatError
-from interlat.agents.lm import load_lm, load_tokenizer
+from interlat.agents.lm import Agent, load_lm, load_tokenizer
 from interlat.agents.chat import BOP, EOP, add_message_tokens, encode_chat, message_token_ids, plan_token_ids, render
 from interlat.agents.tiny import tiny_lm, train_tokenizer
 
@@ -57,8 +57,8 @@ def test_message_tokens_are_taught_once_and_start_at_the_mean():
     with pytest.raises(InterlatError, match='lacks <bop> and <eop>'): message_token_ids(tok)
     model, old = tiny_lm('tiny-qwen2', tok, tie_word_embeddings=False), len(tok)
     tables = [t.weight.detach().clone() for t in (model.get_input_embeddings(), model.get_output_embeddings())]
-    ids = add_message_tokens(model, tok)
-    assert ids == (old, old + 1) == add_message_tokens(model, tok) and tok(BOP + EOP).input_ids == list(ids)
+    ids = add_message_tokens(Agent(model, tok))
+    assert ids == (old, old + 1) == add_message_tokens(Agent(model, tok)) and tok(BOP + EOP).input_ids == list(ids)
     for before, after in zip(tables, (model.get_input_embeddings(), model.get_output_embeddings())):
         assert torch.equal(after.weight[:old], before)
         torch.testing.assert_close(after.weight[list(ids)], before.mean(0).expand(2, -1))

@@ -18,6 +18,7 @@ from interlat.training.objective import choose_negatives
 from interlat.maths.problems import problem_task
 from interlat.evaluation.questions import evaluate_answers, read_answers
 from interlat.commands.sources import MathData
+from interlat.agents.lm import Agent
 from interlat.agents.tiny import MATH_WORDS, train_tokenizer
 
 
@@ -69,10 +70,10 @@ def test_samples_are_all_trained_on_and_never_each_others_wrong_message(sender, 
     from interlat.agents.collect import collect
     from interlat.agents.lm import load_lm
     from interlat.core.tasks import further_samples
-    lm, tokenizer = load_lm(sender)
+    writer = load_lm(sender)
     tasks = MathData(num_problems=4).tasks()
-    store = collect(lm, tokenizer, further_samples(tasks, 3), MessageStore(tmp_path, sender='s'), max_new_tokens=4, temperature=1., progress=False)
-    data = ActorDataset(with_samples(tasks, store), tokenizer, store)
+    store = collect(writer, further_samples(tasks, 3), MessageStore(tmp_path, sender='s'), max_new_tokens=4, temperature=1., progress=False)
+    data = ActorDataset(with_samples(tasks, store), writer.tokenizer, store)
     assert len(data) == 12 and len({r['task'] for r in data.rows}) == 12 and len({r['origin'] for r in data.rows}) == 4
     import torch
     origin, kind = (torch.tensor([r[k] for r in data.rows]) for k in ('origin', 'kind'))
@@ -96,8 +97,8 @@ def ask(folder, out, **kw):
     folder = Path(folder)
     lm, tokenizer = random_model(folder/'lm')
     tasks = [problem_task(p) for p in generate_problems(14, 'test')]
-    store = collect(lm, tokenizer, tasks, MessageStore(folder/'store', sender='s'), max_new_tokens=5, progress=False)
-    return evaluate_answers(cast.actor(lm, tokenizer), tokenizer, tasks, store, ['latent', 'no_comm', 'cross_task'], folder/out,
+    store = collect(Agent(lm, tokenizer), tasks, MessageStore(folder/'store', sender='s'), max_new_tokens=5, progress=False)
+    return evaluate_answers(Agent(cast.actor(lm, tokenizer), tokenizer), tasks, store, ['latent', 'no_comm', 'cross_task'], folder/out,
                             **{**dict(max_new_tokens=6, n_samples=2, temperature=1., batch_size=5, progress=False), **kw})
 
 

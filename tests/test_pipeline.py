@@ -113,9 +113,9 @@ def test_a_dry_run_of_the_pipeline(tmp_path, monkeypatch):
 
 def test_a_model_that_cannot_chat_can_be_no_actor(tmp_path):
     from interlat.agents.lm import load_lm
-    lm, tok = load_lm('tiny-qwen2', device='cpu')
-    tok.chat_template = None
-    lm.save_pretrained(tmp_path), tok.save_pretrained(tmp_path)
+    mute = load_lm('tiny-qwen2', device='cpu')
+    mute.tokenizer.chat_template = None
+    mute.save_pretrained(tmp_path)
     for file in tmp_path.glob('chat_template*'): file.unlink()
     assert check_model('sender', str(tmp_path)).fine and not check_model('actor', str(tmp_path)).fine
 

@@ -14,12 +14,13 @@ from warm import warm
 import interlat.evaluation.questions
 from interlat.evaluation.answering import Completion
 from interlat.agents.collect import collect
+from interlat.agents.lm import *
+from interlat.evaluation.questions import *
 from interlat.core.basics import InterlatError
 from interlat.evaluation.evaluate import evaluate
 from interlat.evaluation.log import GameLog, read_log
 from interlat.maths.grade import Grade, Grader
 from interlat.messages.message import MessageStore
-from interlat.evaluation.questions import *
 from interlat.core.tasks import NO_TEXT, Task, further_samples
 
 CONDITIONS = ['latent', 'no_comm', 'cross_task', 'white_noise', 'no_cot']
@@ -28,17 +29,17 @@ SAMPLED = dict(n_samples=3, temperature=.9)
 
 
 def make_crew(folder, family='qwen2', n=6):
-    "What `evaluate_answers` needs: actor, tokenizer, tasks, store; and the actor of `no_cot`."
+    "What `evaluate_answers` needs: actor, tasks, store; and the actor of `no_cot`."
     tasks = cast.questions(n)
     tok = cast.tokenizer(tasks, family)
     base = cast.lm(tok, f'tiny-{family}')
-    store = collect(base, tok, tasks, MessageStore(Path(folder)/f'store-{family}', sender='s'), max_new_tokens=8, progress=False)
-    return (cast.actor(base, tok), tok, tasks, store), dict(no_cot=cast.actor(base, tok, seed=1))
+    store = collect(Agent(base, tok), tasks, MessageStore(Path(folder)/f'store-{family}', sender='s'), max_new_tokens=8, progress=False)
+    return (Agent(cast.actor(base, tok), tok), tasks, store), dict(no_cot=Agent(cast.actor(base, tok, seed=1), tok))
 
 
 def ask_crew(crew, out, conditions=CONDITIONS, change=lambda tasks: tasks, **kw):
-    (actor, tok, tasks, store), actors = crew
-    return evaluate_answers(actor, tok, change(tasks), store, conditions, out, actors=actors, **SHORT | kw)
+    (actor, tasks, store), actors = crew
+    return evaluate_answers(actor, change(tasks), store, conditions, out, actors=actors, **SHORT | kw)
 
 
 @pytest.fixture(scope='module')
@@ -195,23 +196,23 @@ def test_other_ways_to_ask_need_another_folder(run, name, kw):
 
 
 def test_games_and_questions_do_not_share_a_folder(crews, run, tmp_path):
-    (actor, tok, tasks, store), _ = crews('qwen2')
+    (actor, tasks, store), _ = crews('qwen2')
     run('questions', ['no_comm'])
     noted = (tmp_path/'questions'/'evaluate.json').read_text()
     games = cast.games(tmp_path/'games', 2)
     with pytest.raises(InterlatError, match='questions holds the results of another kind of evaluation, answers.csv; use another folder'):
-        evaluate(actor, tok, games, None, ['no_comm'], tmp_path/'questions', max_steps=1, max_new_tokens=2, progress=False)
+        evaluate(actor, games, None, ['no_comm'], tmp_path/'questions', max_steps=1, max_new_tokens=2, progress=False)
     assert (tmp_path/'questions'/'evaluate.json').read_text() == noted and not (tmp_path/'questions'/'games.csv').exists()
-    evaluate(actor, tok, games, None, ['no_comm'], tmp_path/'played', max_steps=1, max_new_tokens=2, progress=False)
+    evaluate(actor, games, None, ['no_comm'], tmp_path/'played', max_steps=1, max_new_tokens=2, progress=False)
     with pytest.raises(InterlatError, match='another kind of evaluation, games.csv'): run('played', ['no_comm'])
     with pytest.raises(InterlatError, match='has columns condition,game_id'): read_answers(tmp_path/'played'/'games.csv')
     with pytest.raises(InterlatError, match='has columns condition,task_id'): GameLog(tmp_path/'questions'/'answers.csv')
 
 
 def test_refused_before_anything_is_asked(crews, tmp_path):
-    (actor, tok, tasks, store), _ = crews('qwen2')
+    (actor, tasks, store), _ = crews('qwen2')
     def bad(match, tasks=tasks, conditions=['latent'], store=store, **kw):
-        with pytest.raises(InterlatError, match=match): evaluate_answers(actor, tok, tasks, store, conditions, tmp_path/'out', **SHORT | kw)
+        with pytest.raises(InterlatError, match=match): evaluate_answers(actor, tasks, store, conditions, tmp_path/'out', **SHORT | kw)
     mute = Task('mute', 'sums', tasks[0].prompt, answer='1')
     bad('no tasks', tasks=[])
     bad('task mute has no question for the actor', tasks=[*tasks, mute])
@@ -256,15 +257,15 @@ def test_a_binary_file_is_no_table(tmp_path):
 
 
 def test_more_that_is_refused(crews, tmp_path):
-    (actor, tok, tasks, store), _ = crews('qwen2')
+    (actor, tasks, store), _ = crews('qwen2')
     def bad(match, tasks=tasks, **kw):
-        with pytest.raises(InterlatError, match=match): evaluate_answers(actor, tok, tasks, store, ['white_noise'], tmp_path/'out', **SHORT | kw)
+        with pytest.raises(InterlatError, match=match): evaluate_answers(actor, tasks, store, ['white_noise'], tmp_path/'out', **SHORT | kw)
     bad('6 of 6 tasks have no reference answer', tasks=[replace(t, answer=' ') for t in tasks])
     bad('has no question for the actor', tasks=[replace(t, turns=[dict(role='system', content='x'), t.turns[-1]]) for t in tasks])
     bad('seeds must be different integers, at least one, found', seeds=(1.5,))
     bad('seeds must be different integers, at least one, found 01', seeds='01')
     assert not rows(tmp_path/'out'/'answers.csv')
-    evaluate_answers(actor, tok, tasks, store, ['no_comm'], tmp_path/'out', **SHORT)
+    evaluate_answers(actor, tasks, store, ['no_comm'], tmp_path/'out', **SHORT)
     for text in ('{', '[1]', ''):
         (tmp_path/'out'/'evaluate.json').write_text(text)
         bad('evaluate.json is damaged')

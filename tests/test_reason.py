@@ -8,6 +8,7 @@ from sklearn.metrics import r2_score
 from torch.testing import assert_close
 
 from interlat.core.basics import InterlatError
+from interlat.agents.lm import Agent
 from interlat.agents.chat import encode_chat, plan_token_ids
 from interlat.agents.lora import add_lora
 from interlat.messages.message import LatentMessage, MessageStore
@@ -215,7 +216,7 @@ def test_calibration_is_a_ridge_regression_on_what_the_sender_wrote(written, fam
         outward.append((h, torch.stack([m.h[int(l*len(m)/len(h))] for l in range(len(h))])))
     assert len(inward) == 6
     s = LatentStudent(copy.deepcopy(base), output_size=24)
-    fit = calibrate(s, own, games, store, batch_size=4)
+    fit = calibrate(Agent(s, own), games, store, batch_size=4)
     for pairs, layer, name in ((inward, s.projection[1], 'projection'), (outward, s.output_proj, 'output_proj')):
         x, y = (torch.cat(v).double().numpy() for v in zip(*pairs))
         wanted = Ridge(alpha=.01*((x - x.mean(0))**2).sum(0).mean()).fit(x, y)
@@ -223,7 +224,7 @@ def test_calibration_is_a_ridge_regression_on_what_the_sender_wrote(written, fam
         assert_close(layer.bias.numpy(), wanted.intercept_.astype('float32'), atol=2e-3*np.abs(wanted.coef_).max(), rtol=0)
         assert fit[name] == pytest.approx(r2_score(y, wanted.predict(x), multioutput='variance_weighted'), abs=1e-3)
     again = LatentStudent(copy.deepcopy(base), output_size=24)
-    assert calibrate(again, own, games, store, batch_size=1) == pytest.approx(fit, abs=1e-4)
+    assert calibrate(Agent(again, own), games, store, batch_size=1) == pytest.approx(fit, abs=1e-4)
 
 
 @torch.no_grad()
@@ -263,7 +264,7 @@ def test_collecting_goes_on_where_it_was_whatever_the_batches(written, tmp_path)
     games, tok, sender, _ = written
     s = student(copy.deepcopy(sender), K=3, output_size=12)
     def kept(name, *parts, **kw):
-        for n in parts: store = collect_latents(s, tok, games[:n], MessageStore(tmp_path/name, sender='student'), progress=False, **kw)
+        for n in parts: store = collect_latents(Agent(s, tok), games[:n], MessageStore(tmp_path/name, sender='student'), progress=False, **kw)
         return store
     whole, parts = kept('whole', 8), kept('parts', 3, 8, batch_size=2)
     assert len(parts) == 8 and len(list(parts.path.glob('shard-*'))) == 2 + 3
@@ -271,4 +272,4 @@ def test_collecting_goes_on_where_it_was_whatever_the_batches(written, tmp_path)
         assert_close(parts[t.task_id].h, whole[t.task_id].h, atol=1e-4, rtol=0)
         with torch.no_grad(): assert_close(whole[t.task_id].h, slow(s, encode_chat(tok, t.prompt, add_generation_prompt=True).input_ids, 3), atol=1e-4, rtol=0)
     assert whole[games[0].task_id].text == '' and whole[games[0].task_id].token_ids == [-1]*3
-    with pytest.raises(InterlatError, match="does not know whose messages"): collect_latents(s, tok, games, MessageStore(tmp_path/'nameless'), progress=False)
+    with pytest.raises(InterlatError, match="does not know whose messages"): collect_latents(Agent(s, tok), games, MessageStore(tmp_path/'nameless'), progress=False)

@@ -33,19 +33,15 @@ def test_training_goes_on_from_a_checkpoint_of_the_original_code(parts, tmp_path
     for x in (lm, tok): x.save_pretrained(tmp_path)
     torch.save({part: getattr(a.processor, part).state_dict() for part in ('hidden_mha', 'pre_ln', 'post_ln', 'adaptive_proj')}, tmp_path/'hidden_mha_state.pt')
     (tmp_path/'prepended_config.json').write_text(json.dumps(dict(prepended_length=9, hidden_size=32, mha_num_heads=4)))
-    again, words = new_actor(tmp_path, device='cpu')
-    assert (again.settings['bop_id'], again.settings['eop_id']) == cast.message_token_ids(words)
-    assert again.settings['prepended_length'] == 9 and again.settings['num_heads'] == 4
+    again = new_actor(tmp_path, device='cpu')
+    settings = again.model.settings
+    assert (settings['bop_id'], settings['eop_id']) == cast.message_token_ids(again.tokenizer)
+    assert settings['prepended_length'] == 9 and settings['num_heads'] == 4
     h = torch.randn(1, 5, 32, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(again.embed_message(h), a.eval().embed_message(h))
-    third, _ = new_actor(again_folder(again, words, tmp_path/'ours'), device='cpu')
-    assert third.settings == again.settings
+    assert torch.equal(again.model.embed_message(h), a.eval().embed_message(h))
+    third = new_actor(again.save_pretrained(tmp_path/'ours'), device='cpu')
+    assert third.model.settings == settings
     with pytest.raises(InterlatError, match='has input_size 32, wanted 48; leave it out'): new_actor(tmp_path, 48, device='cpu')
-
-
-def again_folder(actor, tokenizer, folder):
-    tokenizer.save_pretrained(actor.save_pretrained(folder))
-    return folder
 
 
 def test_a_recipe_may_start_from_an_actor_and_use_lora(parts, tmp_path):
@@ -53,9 +49,9 @@ def test_a_recipe_may_start_from_an_actor_and_use_lora(parts, tmp_path):
     games = cast.games(tmp_path/'games', n=2)
     how = dict(channel='none', max_steps=3, per_device_train_batch_size=2, disable_tqdm=True, learning_rate=.01)
     setup = dict(device='cpu', lora=dict(r=2))
-    first, words, _ = trained_actor(tmp_path/'first', 'tiny-qwen2', games, None, setup, **how)
-    second, _, _ = trained_actor(tmp_path/'second', tmp_path/'first', games, None, setup, **how)
-    assert second.state_dict().keys() == first.state_dict().keys() and 'lora' not in ' '.join(first.state_dict())
-    start = new_actor('tiny-qwen2', device='cpu')[0].state_dict()
-    moved = {k for k,v in first.state_dict().items() if not torch.equal(v, start[k])}
+    first, _ = trained_actor(tmp_path/'first', 'tiny-qwen2', games, None, setup, **how)
+    second, _ = trained_actor(tmp_path/'second', tmp_path/'first', games, None, setup, **how)
+    weights, start = first.model.state_dict(), new_actor('tiny-qwen2', device='cpu').model.state_dict()
+    assert second.model.state_dict().keys() == weights.keys() and 'lora' not in ' '.join(weights)
+    moved = {k for k,v in weights.items() if not torch.equal(v, start[k])}
     assert moved and all(k.endswith('proj.weight') and '.layers.' in k for k in moved) # no message, so the adapter stayed

@@ -12,6 +12,7 @@ from interlat.agents.speaker import Speaker, message_embeds
 from interlat.agents.lm import load_lm
 from interlat.agents.chat import encode_chat
 from interlat.messages.message import LatentMessage
+from interlat.agents.lm import *
 from interlat.evaluation.rollout import *
 
 SHORT = dict(max_new_tokens=6, max_steps=4, progress=False)
@@ -23,17 +24,17 @@ def table(request, tmp_path_factory):
     games = cast.games(tmp_path_factory.mktemp('games'), n=10)
     tok = cast.tokenizer(games, request.param[5:])
     base = cast.lm(tok, request.param)
-    parts = generate_messages(base, tok, [g.prompt for g in games], max_new_tokens=12)
+    parts = generate_messages(Agent(base, tok), [g.prompt for g in games], max_new_tokens=12)
     return cast.actor(base, tok), tok, games, [LatentMessage(*p, g.task_id, 's') for p,g in zip(parts, games)]
 
 
 def slowly(actor, tok, games, messages, channel, max_new_tokens, max_steps, progress):
     "The obvious way: one game after the other, the whole conversation through `generate` at every step."
-    episodes, config = [], greedy_config(actor.base_model, tok, max_new_tokens)
+    episodes, config = [], greedy_config(Agent(actor.base_model, tok), max_new_tokens)
     for task, message in zip(games, messages):
         player, env = Player(task, tok), GameEnv(task.source, max_steps=max_steps)
         player.see(env.reset())
-        embeds = message_embeds(actor, tok, message, channel)
+        embeds = message_embeds(Agent(actor, tok), message, channel)
         while not player.done:
             chat = encode_chat(tok, player.chat.turns, add_generation_prompt=True)
             ids = torch.tensor([chat.input_ids])
@@ -48,8 +49,8 @@ def slowly(actor, tok, games, messages, channel, max_new_tokens, max_steps, prog
 def test_same_commands_at_batch_size_1_and_8(table, channel):
     actor, tok, games, messages = table
     messages = [*messages[:7], None, *messages[8:]]
-    one, eight = (rollout(actor, tok, games, messages, channel, batch_size=b, **SHORT) for b in (1, 8))
-    anew = rollout(actor, tok, games, messages, channel, batch_size=8, cache=False, **SHORT)
+    one, eight = (rollout(Agent(actor, tok), games, messages, channel, batch_size=b, **SHORT) for b in (1, 8))
+    anew = rollout(Agent(actor, tok), games, messages, channel, batch_size=8, cache=False, **SHORT)
     assert one == eight == anew == slowly(actor, tok, games, messages, channel, **SHORT)
     assert len({tuple(e.outputs) for e in one}) > 5
 
@@ -69,7 +70,7 @@ def expert(table, words=str, **playing):
     "Episodes of the expert, and its script for each game."
     actor, tok, games, _ = table
     e = Expert(games, words)
-    return rollout(actor, tok, games, speaker=e, progress=False, **playing), [e.script[g.turns[0]['content']] for g in games]
+    return rollout(Agent(actor, tok), games, speaker=e, progress=False, **playing), [e.script[g.turns[0]['content']] for g in games]
 
 
 @pytest.mark.parametrize('batch_size', [1, 4, 32])
@@ -130,7 +131,7 @@ def test_all_games_broken(table, monkeypatch):
 def test_bad_input_is_refused(table):
     actor, tok, games, messages = table
     def bad(match, *args, **kw):
-        with pytest.raises(InterlatError, match=match): rollout(actor, tok, *args, **{**SHORT, **kw})
+        with pytest.raises(InterlatError, match=match): rollout(Agent(actor, tok), *args, **{**SHORT, **kw})
     bad('game file not found', ['nowhere'])
     bad("unknown engine 'quick'", games, engine='quick')
     bad('max_steps must be', games, max_steps=0)
@@ -144,13 +145,13 @@ def test_bad_input_is_refused(table):
 def test_a_dropping_actor_is_put_in_eval_mode(table):
     actor, tok, games, messages = table
     actor.train()
-    a = rollout(actor, tok, games[:3], messages[:3], **SHORT)
-    assert not actor.training and a == rollout(actor, tok, games[:3], messages[:3], **SHORT)
+    a = rollout(Agent(actor, tok), games[:3], messages[:3], **SHORT)
+    assert not actor.training and a == rollout(Agent(actor, tok), games[:3], messages[:3], **SHORT)
 
 
 def test_game_files_do_as_well_as_tasks(table):
     actor, tok, games, _ = table
-    assert rollout(actor, tok, [g.source for g in games[:2]], **SHORT) == rollout(actor, tok, games[:2], **SHORT)
+    assert rollout(Agent(actor, tok), [g.source for g in games[:2]], **SHORT) == rollout(Agent(actor, tok), games[:2], **SHORT)
 
 
 @pytest.mark.parametrize('preset', ['tiny-qwen2', 'tiny-llama'])
@@ -159,12 +160,12 @@ def test_the_shipped_models_play_the_same_at_batch_size_1_and_8(preset, tmp_path
     model, tok = load_lm(preset, 'float32', 'cpu')
     games = cast.games(tmp_path, n=8)
     actor = cast.actor(model, tok)
-    parts = generate_messages(model, tok, [g.prompt for g in games], max_new_tokens=40)
+    parts = generate_messages(Agent(model, tok), [g.prompt for g in games], max_new_tokens=40)
     messages = [LatentMessage(*p, g.task_id, preset) for p,g in zip(parts, games)]
     for channel in ('latent', 'none'):
         short = dict(max_steps=3, max_new_tokens=16, progress=False)
-        speakers = Speaker(actor, tok, 16), Speaker(actor, tok, 16, cache=False)
-        one, eight, anew = (rollout(actor, tok, games, messages, channel, batch_size=b, speaker=s, **short)
+        speakers = Speaker(Agent(actor, tok), 16), Speaker(Agent(actor, tok), 16, cache=False)
+        one, eight, anew = (rollout(Agent(actor, tok), games, messages, channel, batch_size=b, speaker=s, **short)
                             for b, s in ((1, None), (8, speakers[0]), (8, speakers[1])))
         assert one == eight == anew == slowly(actor, tok, games, messages, channel, **short)
         assert speakers[0].computed < speakers[1].computed / 1.5

@@ -23,17 +23,17 @@ def test_a_decision_is_the_same_at_any_batch_size(session):
     t = session.tasks[3]
     moment = session.moments(t.task_id)[0][2]
     messages = [session.message(t.task_id, c)[0] for c in ('latent', 'no_comm', 'cross_task', 'first_4')]
-    whole = moment.decision(session.actor, session.tokenizer)(messages)
+    whole = moment.decision(session.actor)(messages)
     for size in (1, 7, 1000):
-        again = Decision(session.actor, session.tokenizer, moment.turns, moment.offers, size)(messages)
+        again = Decision(session.actor, moment.turns, moment.offers, size)(messages)
         assert torch.allclose(whole, again, atol=1e-4)
-    alone = torch.cat([moment.decision(session.actor, session.tokenizer)([m]) for m in messages])
+    alone = torch.cat([moment.decision(session.actor)([m]) for m in messages])
     assert torch.allclose(whole, alone, atol=1e-4)
 
 
 def test_what_the_actor_did_is_what_it_finds_likeliest(session):
     done = [(d(([session.message(t.task_id)[0]]))[0].argmax().item(), list(d.candidates), m.said)
-            for t in session.tasks[:8] for m in session.moments(t.task_id)[0] for d in [m.decision(session.actor, session.tokenizer)] if m.said in m.offers]
+            for t in session.tasks[:8] for m in session.moments(t.task_id)[0] for d in [m.decision(session.actor)] if m.said in m.offers]
     assert len(done) > 30 and sum(c[i] == said for i, c, said in done) >= .95*len(done) # greedy word by word is nearly always the likeliest whole
 
 
@@ -41,24 +41,24 @@ def test_the_trained_actor_reads_the_first_step_of_the_plan_first(session):
     top = []
     for t in session.tasks:
         message = session.store[t.task_id]
-        found = leave_span_out(session.moments(t.task_id)[0][0].decision(session.actor, session.tokenizer), message, steps(message, session.sender_tokenizer))
+        found = leave_span_out(session.moments(t.task_id)[0][0].decision(session.actor), message, steps(message, session.sender.tokenizer))
         top.append(int(found.js.idxmax()))
     assert top.count(0) >= 18, top
 
 
 def test_a_session_of_questions(tmp_path):
     tasks = questions(4)
-    sender, tok = load_lm('tiny-math', 'float32')
-    store = collect(sender, tok, tasks, MessageStore(tmp_path/'messages', sender='tiny-math'), max_new_tokens=12, progress=False)
-    reader = actor(load_lm('tiny-math', 'float32')[0], tok)
-    tok.save_pretrained(reader.save_pretrained(tmp_path/'actor'))
-    evaluate_answers(reader, tok, tasks, store, ['latent', 'no_comm'], tmp_path, max_new_tokens=6, workers=1, progress=False)
+    sender = load_lm('tiny-math', 'float32')
+    store = collect(sender, tasks, MessageStore(tmp_path/'messages', sender='tiny-math'), max_new_tokens=12, progress=False)
+    reader = Agent(actor(load_lm('tiny-math', 'float32').model, sender.tokenizer), sender.tokenizer)
+    reader.save_pretrained(tmp_path/'actor')
+    evaluate_answers(reader, tasks, store, ['latent', 'no_comm'], tmp_path, max_new_tokens=6, workers=1, progress=False)
     save_session(tmp_path, tasks, store, tmp_path/'actor', 'tiny-math', tmp_path/'answers.csv')
     s = open_session(tmp_path)
     moments, text = s.moments(tasks[0].task_id)
     assert not s.plays and set(s.outcomes().values()) <= {'right', 'wrong'} and len(s.outcomes()) == 4
     assert ''.join(m.said for m in moments) == text == s.recorded(tasks[0].task_id, 'latent').output
-    decide = moments[1].decision(s.actor, s.tokenizer)
+    decide = moments[1].decision(s.actor)
     p = decide([s.message(tasks[0].task_id)[0], None]).exp()
     assert p.shape == (2, len(decide.candidates)) and torch.allclose(p.sum(1), torch.ones(2), atol=1e-4)
     assert s.moments(tasks[0].task_id, 'first_2')[1] is not None # answered now

@@ -16,6 +16,7 @@ from interlat.messages.message import LatentMessage, MessageStore
 from interlat.evaluation.rollout import rollout
 from interlat.games.household import knowing, share
 from interlat.core.tasks import Task
+from interlat.agents.lm import *
 from interlat.agents.topology import *
 
 WRITING = dict(max_new_tokens=7)
@@ -38,9 +39,9 @@ def reader(lm, tok, input_size=32):
 
 def agents(scene, family='qwen2'):
     games, tok, lms, readers = scene
-    left = Agent('left', lms['qwen2'], tok, writing=WRITING)
-    right = Agent('right', lms['qwen2'], tok, lambda t: share(t, 1).prompt, writing=WRITING)
-    return left, right, Agent('middle', readers[family], tok, lambda t: share(t, 0).prompt, writing=WRITING)
+    left = Node('left', Agent(lms['qwen2'], tok), writing=WRITING)
+    right = Node('right', Agent(lms['qwen2'], tok), lambda t: share(t, 1).prompt, writing=WRITING)
+    return left, right, Node('middle', Agent(readers[family], tok), lambda t: share(t, 0).prompt, writing=WRITING)
 
 
 @torch.no_grad()
@@ -74,7 +75,7 @@ def test_the_leaves_are_what_collect_makes_and_the_join_is_bit_for_bit(scene, tm
     games, tok, lms, readers = scene
     left, right, _ = agents(scene)
     joined = collect_from(tree(left, right), games, tmp_path/'all', progress=False)
-    alone = [collect(lms['qwen2'], tok, [replace(t, prompt=a.sees(t)) for t in games], MessageStore(tmp_path/a.name, sender=a.name), progress=False, **WRITING) for a in (left, right)]
+    alone = [collect(Agent(lms['qwen2'], tok), [replace(t, prompt=a.sees(t)) for t in games], MessageStore(tmp_path/a.name, sender=a.name), progress=False, **WRITING) for a in (left, right)]
     table = span_table(part_stores(tree(left, right), tmp_path/'all')).set_index(['task_id', 'part'])
     for t in games:
         m, parts = joined[t.task_id], [s[t.task_id] for s in alone]
@@ -99,10 +100,10 @@ def test_a_joined_message_plays_like_the_concatenated_one(scene, tmp_path):
     left, right, _ = agents(scene)
     joined = collect_from(tree(left, right), games, tmp_path/'m', progress=False)
     by_hand = [LatentMessage(torch.cat([s[t.task_id].h for s in part_stores(tree(left, right), tmp_path/'m')]), joined[t.task_id].token_ids, '', t.task_id, 'x') for t in games]
-    played = [rollout(readers['qwen2'], tok, games, m, progress=False, max_steps=2, max_new_tokens=6) for m in ([joined[t.task_id] for t in games], by_hand)]
+    played = [rollout(Agent(readers['qwen2'], tok), games, m, progress=False, max_steps=2, max_new_tokens=6) for m in ([joined[t.task_id] for t in games], by_hand)]
     assert [e.outputs for e in played[0]] == [e.outputs for e in played[1]]
-    rows = evaluate(readers['qwen2'], tok, games, joined, ['latent', 'left alone'], tmp_path/'out', max_steps=2, max_new_tokens=6, progress=False,
-                    actors={'left alone': Contender(readers['qwen2'], 'latent', part_stores(left, tmp_path/'m')[0])})
+    rows = evaluate(Agent(readers['qwen2'], tok), games, joined, ['latent', 'left alone'], tmp_path/'out', max_steps=2, max_new_tokens=6, progress=False,
+                    actors={'left alone': Contender(Agent(readers['qwen2'], tok), 'latent', part_stores(left, tmp_path/'m')[0])})
     assert rows.groupby('condition').size().to_dict() == {'latent': 7, 'left alone': 7}
 
 
@@ -111,7 +112,7 @@ def test_leaving_a_sender_out_by_its_span(scene, tmp_path):
     left, right, _ = agents(scene)
     joined = collect_from(tree(left, right), games[:1], tmp_path, progress=False)[games[0].task_id]
     table = span_table(part_stores(tree(left, right), tmp_path))
-    decide = Decision(readers['qwen2'], tok, games[0].turns[:1], ['look', 'inventory', games[0].turns[1]['content']])
+    decide = Decision(Agent(readers['qwen2'], tok), games[0].turns[:1], ['look', 'inventory', games[0].turns[1]['content']])
     found = leave_span_out(decide, joined, [*zip(table.start-1, table.stop)], 'remove')
     assert found.merge(table, on=['start', 'stop']).sender.tolist() == ['left', 'right'] and (found.js > 0).all()
     assert torch.equal(leave_out(joined, *part_spans([joined[:table.stop[0]], joined[table.stop[0]:]])[0], 'remove').h, part_stores(right, tmp_path)[0][games[0].task_id].h)
@@ -145,16 +146,16 @@ def test_an_ensemble_has_as_many_voices_and_the_first_stay(scene, tmp_path):
 
 def test_a_relay_reads_another_width_and_refuses_a_wrong_one(scene, tmp_path):
     games, tok, lms, readers = scene
-    llama = Agent('other family', lms['llama'], tok, writing=WRITING)
+    llama = Node('other family', Agent(lms['llama'], tok), writing=WRITING)
     with pytest.raises(InterlatError, match='one width, found 32, 48; let a relay read them first'):
         join_messages([LatentMessage(torch.zeros(1, d), [0], '', 't', 's') for d in (32, 48)])
-    translator = Agent('translator', reader(lms['qwen2'], tok, 48), tok, writing=WRITING)
+    translator = Node('translator', Agent(reader(lms['qwen2'], tok, 48), tok), writing=WRITING)
     joined = collect_from(tree(agents(scene)[0], chain(llama, translator)), games[:2], tmp_path, progress=False)
     assert joined.width == 32 and joined.sender == 'left + translator, after [other family]'
     with pytest.raises(InterlatError, match='has width 48, wanted width 32'):
-        relay(readers['qwen2'], tok, games[:2], part_stores(llama, tmp_path)[0], MessageStore(tmp_path/'x', sender='x'), progress=False)
+        relay(Agent(readers['qwen2'], tok), games[:2], part_stores(llama, tmp_path)[0], MessageStore(tmp_path/'x', sender='x'), progress=False)
     with pytest.raises(InterlatError, match='1 of 3 tasks have no message'):
-        relay(readers['qwen2'], tok, games[:3], joined, MessageStore(tmp_path/'x', sender='x'), progress=False)
+        relay(Agent(readers['qwen2'], tok), games[:3], joined, MessageStore(tmp_path/'x', sender='x'), progress=False)
 
 
 def test_bad_input_is_refused_before_anything_is_written(scene, tmp_path):
@@ -195,10 +196,10 @@ def test_a_relay_may_be_told_nothing(scene):
     empty = LatentMessage(torch.zeros(0, 32), [], '', 't', 's')
     full = LatentMessage(torch.randn(5, 32, generator=torch.Generator().manual_seed(0)), [-1]*5, '', 't', 's')
     prompts = [t.prompt for t in games[:2]]
-    mixed = relay_messages(readers['qwen2'], tok, prompts, [empty, full], max_new_tokens=6)
+    mixed = relay_messages(Agent(readers['qwen2'], tok), prompts, [empty, full], max_new_tokens=6)
     for k, m in enumerate((empty, full)):
-        h, y, _ = relay_messages(readers['qwen2'], tok, prompts[k:k+1], [m], max_new_tokens=6)[0]
+        h, y, _ = relay_messages(Agent(readers['qwen2'], tok), prompts[k:k+1], [m], max_new_tokens=6)[0]
         assert mixed[k][1] == y
         torch.testing.assert_close(mixed[k][0], h, atol=2e-4, rtol=0)
-    h, y, _ = relay_messages(readers['qwen2'].train(), tok, prompts[:1], [full], max_new_tokens=6)[0] # whatever mode it is in
-    torch.testing.assert_close(h, relay_messages(readers['qwen2'], tok, prompts[:1], [full], max_new_tokens=6)[0][0])
+    h, y, _ = relay_messages(Agent(readers['qwen2'].train(), tok), prompts[:1], [full], max_new_tokens=6)[0] # whatever mode it is in
+    torch.testing.assert_close(h, relay_messages(Agent(readers['qwen2'], tok), prompts[:1], [full], max_new_tokens=6)[0][0])

@@ -9,6 +9,7 @@ from interlat.core.basics import InterlatError
 from interlat.messages.message import MessageStore
 from interlat.training.objective import Objective, choose_negatives
 from interlat.core.tasks import further_samples
+from interlat.agents.lm import Agent
 from interlat.agents.chat import align_plan
 from interlat.training.lessons import ActorCollator, ActorDataset, pad_ids
 from interlat.training.settings import ActorArguments
@@ -23,7 +24,7 @@ def scene(tmp_path_factory):
     games = cast.games(folder/'games')
     tok = cast.tokenizer(games)
     base = cast.lm(tok)
-    store = collect(base, tok, games, MessageStore(folder/'store', sender='random'), max_new_tokens=9, progress=False)
+    store = collect(Agent(base, tok), games, MessageStore(folder/'store', sender='random'), max_new_tokens=9, progress=False)
     return games, tok, cast.actor(base, tok), store
 
 
@@ -108,7 +109,7 @@ def test_same_seed_same_weights(scene, tmp_path):
     games, tok, actor, store = scene
     def trained(seed):
         a = copy.deepcopy(actor)
-        log = train_actor(a, tok, games, store, settings(tmp_path, seed=seed))
+        log = train_actor(Agent(a, tok), games, store, settings(tmp_path, seed=seed))
         return log, torch.cat([p.detach().flatten() for p in a.parameters()])
     (log, a), (_, b), (_, c) = trained(0), trained(0), trained(1)
     assert torch.equal(a, b) and not torch.equal(a, c)
@@ -118,14 +119,14 @@ def test_same_seed_same_weights(scene, tmp_path):
 def test_every_part_of_the_actor_learns(scene, tmp_path):
     games, tok, actor, store = scene
     a = copy.deepcopy(actor)
-    train_actor(a, tok, games, store, settings(tmp_path, max_steps=3))
+    train_actor(Agent(a, tok), games, store, settings(tmp_path, max_steps=3))
     still = [n for (n, p), q in zip(actor.named_parameters(), a.parameters()) if torch.equal(p, q)]
     assert still == []
 
 
 def test_held_out_tasks_are_measured_and_nothing_else_is_lost(scene, tmp_path):
     games, tok, actor, store = scene
-    log = train_actor(copy.deepcopy(actor), tok, games, store, settings(tmp_path, validation_split=.25, probe_steps=1, max_steps=2))
+    log = train_actor(Agent(copy.deepcopy(actor), tok), games, store, settings(tmp_path, validation_split=.25, probe_steps=1, max_steps=2))
     steps = log.groupby('part').step.apply(list)
     assert steps['content_gain'] == steps['presence_gain'] == [0, 1, 2] and steps['task'] == steps['separation'] == [1, 2] and steps['eval_loss'] == [1, 2]
 
@@ -133,27 +134,27 @@ def test_held_out_tasks_are_measured_and_nothing_else_is_lost(scene, tmp_path):
 @pytest.mark.parametrize('channel', ['text', 'none'])
 def test_held_out_loss_of_the_other_channels(scene, tmp_path, channel):
     games, tok, actor, store = scene
-    log = train_actor(copy.deepcopy(actor), tok, games, store if channel == 'text' else None, settings(tmp_path, channel=channel, validation_split=.25, probe_steps=1, max_steps=1))
+    log = train_actor(Agent(copy.deepcopy(actor), tok), games, store if channel == 'text' else None, settings(tmp_path, channel=channel, validation_split=.25, probe_steps=1, max_steps=1))
     assert ('content_gain' in set(log.part)) == (channel == 'text') and 'eval_loss' in set(log.part)
 
 
 def test_text_channel_trains_on_the_plans_tokens(scene, tmp_path):
     games, tok, actor, store = scene
-    log = train_actor(copy.deepcopy(actor), tok, games, store, settings(tmp_path, channel='text', max_steps=1))
+    log = train_actor(Agent(copy.deepcopy(actor), tok), games, store, settings(tmp_path, channel='text', max_steps=1))
     assert 'loss' in set(log.part) and 'separation' not in set(log.part)
 
 
 def test_a_store_of_another_width_is_refused(scene, tmp_path):
     games, tok, actor, store = scene
     wide = cast.actor(cast.lm(tok, hidden_size=64), tok)
-    with pytest.raises(InterlatError, match='has states of width 32, the actor reads width 64'): train_actor(wide, tok, games, store, settings(tmp_path))
+    with pytest.raises(InterlatError, match='has states of width 32, the actor reads width 64'): train_actor(Agent(wide, tok), games, store, settings(tmp_path))
 
 
 def test_an_interrupted_training_ends_with_the_same_weights(scene, tmp_path):
     games, tok, actor, store = scene
     def trained(folder, resume=None, **kw):
         a = copy.deepcopy(actor)
-        train_actor(a, tok, games, store, settings(folder, max_steps=4, save_strategy='steps', save_steps=2, lr_scheduler_type='linear', **kw), resume_from_checkpoint=resume)
+        train_actor(Agent(a, tok), games, store, settings(folder, max_steps=4, save_strategy='steps', save_steps=2, lr_scheduler_type='linear', **kw), resume_from_checkpoint=resume)
         return torch.cat([p.detach().flatten() for p in a.parameters()])
     whole = trained(tmp_path/'run')
     shutil.rmtree(tmp_path/'run'/'checkpoint-4')
@@ -163,7 +164,7 @@ def test_an_interrupted_training_ends_with_the_same_weights(scene, tmp_path):
 def test_the_best_checkpoint_is_what_is_left_where_that_is_wanted(scene, tmp_path):
     games, tok, actor, store = scene
     a = copy.deepcopy(actor)
-    train_actor(a, tok, games, store, settings(tmp_path, max_steps=3, validation_split=.25, probe_steps=0, eval_strategy='steps', eval_steps=1, save_strategy='steps', save_steps=1,
+    train_actor(Agent(a, tok), games, store, settings(tmp_path, max_steps=3, validation_split=.25, probe_steps=0, eval_strategy='steps', eval_steps=1, save_strategy='steps', save_steps=1,
                                                load_best_model_at_end=True, metric_for_best_model='loss', greater_is_better=True, save_total_limit=None))
     first, last = (type(actor).from_pretrained(tmp_path/f'checkpoint-{n}', device='cpu').state_dict() for n in (1, 3))
     assert not torch.equal(first['processor.pre_ln.weight'], last['processor.pre_ln.weight'])
@@ -173,15 +174,15 @@ def test_the_best_checkpoint_is_what_is_left_where_that_is_wanted(scene, tmp_pat
 def test_a_last_batch_of_one_is_refused_at_once(scene, tmp_path):
     games, tok, actor, store = scene
     with pytest.raises(InterlatError, match='7 tasks in batches of 3 leave a last batch of 1'):
-        train_actor(actor, tok, games[:7], store, settings(tmp_path, per_device_train_batch_size=3, dataloader_drop_last=False))
+        train_actor(Agent(actor, tok), games[:7], store, settings(tmp_path, per_device_train_batch_size=3, dataloader_drop_last=False))
 
 
 def test_a_batch_that_could_hold_samples_of_one_task_alone_is_refused_at_once(scene, tmp_path):
     "Not when chance makes one, after hours."
     _, tok, actor, _ = scene
     games = further_samples(scene[0][:4], 3)
-    store = collect(actor.base_model, tok, games, MessageStore(tmp_path/'store', sender='random'), max_new_tokens=4, temperature=1., progress=False)
-    def train(**kw): return train_actor(actor, tok, games, store, settings(tmp_path/'run', validation_split=0, max_steps=1, **kw))
+    store = collect(Agent(actor.base_model, tok), games, MessageStore(tmp_path/'store', sender='random'), max_new_tokens=4, temperature=1., progress=False)
+    def train(**kw): return train_actor(Agent(actor, tok), games, store, settings(tmp_path/'run', validation_split=0, max_steps=1, **kw))
     with pytest.raises(InterlatError, match='a batch of 3 may hold samples of one task alone, which has up to 3, .* per_device_train_batch_size of 4 or more'): train(per_device_train_batch_size=3)
     with pytest.raises(InterlatError, match='a batch of 2 may hold'): train(per_device_train_batch_size=2)
     with pytest.raises(InterlatError, match='12 tasks in batches of 5 leave a last batch of 2, which may have no wrong message'): train(per_device_train_batch_size=5, dataloader_drop_last=False)
@@ -231,7 +232,7 @@ def test_weights_follow_the_schedule_and_settings_stay(scene, tmp_path):
     games, tok, actor, store = scene
     args = settings(tmp_path, max_steps=4, separation_weight_start=.1, separation_weight=.5)
     before = args.to_dict()
-    log = train_actor(copy.deepcopy(actor), tok, games, store, args).pivot(index='step', columns='part', values='value')
+    log = train_actor(Agent(copy.deepcopy(actor), tok), games, store, args).pivot(index='step', columns='part', values='value')
     for step, row in log.iterrows():
         share = (step - 1)/4
         total = row['task'] + (.1 + .4*share)*row['separation'] + (.1 + .1*share)*row['alignment']
@@ -245,7 +246,7 @@ def test_projector_and_scales_learn_and_are_saved(scene, tmp_path):
     wide = cast.lm(tok, hidden_size=64)
     reader = type(actor)(wide, prepended_length=40, hidden_size=64, input_size=32, bop_id=actor.settings['bop_id'], eop_id=actor.settings['eop_id'])
     first = copy.deepcopy(reader.processor.state_dict())
-    train_actor(reader, tok, games, store, settings(tmp_path/'run'))
+    train_actor(Agent(reader, tok), games, store, settings(tmp_path/'run'))
     again = type(actor).from_pretrained(reader.save_pretrained(tmp_path/'actor'), device='cpu').processor.state_dict()
     for name in ('input_proj.weight', 'adaptive_proj.scale', 'adaptive_proj.output_scale'):
         assert not torch.equal(again[name], first[name]) and torch.equal(again[name], reader.processor.state_dict()[name])

@@ -16,6 +16,7 @@ from interlat.core.arguments import parse
 from interlat.core.basics import InterlatError
 from interlat.messages.exchange import export_messages
 from interlat.messages.message import MessageStore
+from interlat.agents.lm import Agent
 from interlat.agents.new_actor import ActorConfig
 from interlat.training.settings import ActorArguments
 from interlat.training.trainer import last_checkpoint
@@ -35,7 +36,7 @@ def world(tmp_path_factory):
     tok = cast.tokenizer(games)
     base = cast.lm(tok)
     tok.save_pretrained(folder/'lm'); base.save_pretrained(folder/'lm')
-    collect(base, tok, games, MessageStore(folder/'store', sender='random'), max_new_tokens=9, progress=False)
+    collect(Agent(base, tok), games, MessageStore(folder/'store', sender='random'), max_new_tokens=9, progress=False)
     return folder
 
 

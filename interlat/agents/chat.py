@@ -12,6 +12,7 @@ from functools import lru_cache
 import torch
 
 from ..core.basics import *
+from .lm import *
 
 # %% ../../nbs/05_agents/02_chat.ipynb #26a6a7b8
 @dataclass(frozen=True)
@@ -100,18 +101,17 @@ def message_token_ids(
     "The ids of the two tokens around a message; `InterlatError` if the tokenizer lacks them."
     vocab = tokenizer.get_vocab()
     if not {BOP, EOP} <= vocab.keys():
-        raise InterlatError(f"tokenizer {tokenizer.name_or_path!r} lacks {BOP} and {EOP}; call add_message_tokens(model, tokenizer)")
+        raise InterlatError(f"tokenizer {tokenizer.name_or_path!r} lacks {BOP} and {EOP}; call add_message_tokens(Agent(model, tokenizer))")
     return vocab[BOP], vocab[EOP]
 
 # %% ../../nbs/05_agents/02_chat.ipynb #fc483fa6
 def add_message_tokens(
-    model, # causal language model, changed in place
-    tokenizer, # its tokenizer, changed in place
+    agent:Agent, # a causal language model; both are changed in place
 )->tuple[int,int]: # ids of `<bop>` and `<eop>`
-    "Teach `tokenizer` the two tokens around a message and give them rows in `model`'s embeddings."
-    import torch
-    old = len(tokenizer)
-    if not tokenizer.add_special_tokens({'additional_special_tokens': [BOP, EOP]}, replace_extra_special_tokens=False): return message_token_ids(tokenizer)
+    "Teach the tokenizer the two tokens around a message and give them rows in the model's embeddings."
+    model, tokenizer = agent
+    old, marks = len(tokenizer), {'additional_special_tokens': [BOP, EOP]}
+    if not tokenizer.add_special_tokens(marks, replace_extra_special_tokens=False): return message_token_ids(tokenizer)
     if len(tokenizer) > model.get_input_embeddings().num_embeddings: model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     ids = list(message_token_ids(tokenizer))
     with torch.no_grad():

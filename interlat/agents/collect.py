@@ -18,14 +18,14 @@ from transformers import LogitsProcessorList
 from ..core.basics import *
 from ..core.tasks import *
 from ..messages.message import *
+from .lm import *
 from .chat import *
 from .sampling import *
 
 # %% ../../nbs/05_agents/05_collect.ipynb #0dd5add6
 @torch.no_grad()
 def write_plans(
-    model, # causal language model in eval mode
-    tokenizer, # its tokenizer
+    sender:Agent, # a causal language model in eval mode
     prompts:list[list[int]], # token ids of each prompt
     max_new_tokens:int=800, # most tokens of a plan, the end token included
     temperature:float=0., # 0: the most probable token each time
@@ -37,7 +37,7 @@ def write_plans(
     check_range(0, temperature=temperature)
     if temperature and len(seeds or []) != len(prompts):
         raise InterlatError(f"sampling needs a seed for each of the {len(prompts)} prompts, found {len(seeds or [])}")
-    config = greedy_config(model, tokenizer, max_new_tokens)
+    model, config = sender.model, greedy_config(sender, max_new_tokens)
     ids, mask = pad_left(prompts, config.pad_token_id, model.device)
     sampler = LogitsProcessorList([RowSampler(temperature, seeds)] if temperature else [])
     def own(ids, mask, **settings): return model.generate(input_ids=ids, attention_mask=mask, **settings)[:,ids.shape[1]:]
@@ -64,8 +64,7 @@ def read_states(
 
 # %% ../../nbs/05_agents/05_collect.ipynb #5e3b22ef
 def generate_messages(
-    model, # causal language model; is put in eval mode
-    tokenizer, # its tokenizer, with a chat template
+    sender:Agent, # a causal language model with a chat template; is put in eval mode
     prompts:list[list[dict]], # chats: turns with `role` and `content`
     max_new_tokens:int=800, # most tokens of a plan, the end token included
     temperature:float=0., # 0: the most probable token each time
@@ -73,9 +72,10 @@ def generate_messages(
     layer:int=-1, # which of the hidden states; -1, the last, is after the final norm
 )->list[tuple]: # of each prompt: states (L, D), L token ids, the plan's text
     "Let the model answer each chat, in one batch, and keep the states that it wrote from."
+    model, tokenizer = sender
     model.eval()
     ids = [encode_chat(tokenizer, p, add_generation_prompt=True).input_ids for p in prompts]
-    plans = write_plans(model, tokenizer, ids, max_new_tokens, temperature, seeds)
+    plans = write_plans(sender, ids, max_new_tokens, temperature, seeds)
     return [(h, y, tokenizer.decode(y, skip_special_tokens=True).strip()) for h,y in zip(read_states(model, ids, plans, layer), plans)]
 
 # %% ../../nbs/05_agents/05_collect.ipynb #92740b99
@@ -128,8 +128,7 @@ def fill_store(
 
 # %% ../../nbs/05_agents/05_collect.ipynb #92740b9b
 def collect(
-    model, # causal language model, the sender
-    tokenizer, # its tokenizer
+    sender:Agent, # a causal language model with a chat template
     tasks:list[Task], # what to write about, each `task_id` once
     store:MessageStore, # opened with the sender's name
     batch_size:int=32, # B, prompts at a time
@@ -141,8 +140,8 @@ def collect(
     layer = writing.get('layer', -1)
     check_range(1, max_new_tokens=writing.get('max_new_tokens'))
     check_range(0, temperature=writing.get('temperature'))
-    store.check(width=model.get_input_embeddings().embedding_dim, layer=layer)
+    store.check(width=sender.model.get_input_embeddings().embedding_dim, layer=layer)
     def write(batch):
         seeds = [derive_seed(seed, 'collect', t.task_id) for t in batch]
-        return generate_messages(model, tokenizer, [t.prompt for t in batch], seeds=seeds, **writing)
-    return fill_store(store, tasks, write, model, layer, batch_size, progress)
+        return generate_messages(sender, [t.prompt for t in batch], seeds=seeds, **writing)
+    return fill_store(store, tasks, write, sender.model, layer, batch_size, progress)

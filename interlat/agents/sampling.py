@@ -11,13 +11,14 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor
 
 from ..core.basics import *
+from .lm import *
 
 # %% ../../nbs/05_agents/04_sampling.ipynb #d9a20508
 def end_token_ids(
-    model, # causal language model
-    tokenizer, # its tokenizer
+    agent:Agent, # a causal language model
 )->list[int]: # sorted, without repetition
     "Every token that ends a turn: the model's list and the tokenizer's own."
+    model, tokenizer = agent
     listed = model.generation_config.eos_token_id
     listed = listed if isinstance(listed, list) else [listed]
     ids = sorted({i for i in (*listed, tokenizer.eos_token_id) if i is not None})
@@ -26,13 +27,12 @@ def end_token_ids(
 
 # %% ../../nbs/05_agents/04_sampling.ipynb #33630655
 def greedy_config(
-    model, # causal language model
-    tokenizer, # its tokenizer
+    agent:Agent, # a causal language model
     max_new_tokens:int, # most tokens to write, the end token included
 )->GenerationConfig:
     "Settings for `generate` under which the next token is the argmax of the logits, whatever the model's own settings say."
-    ends = end_token_ids(model, tokenizer)
-    pad = ends[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    ends, pad = end_token_ids(agent), agent.tokenizer.pad_token_id
+    if pad is None: pad = ends[0]
     return GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=ends, pad_token_id=pad, do_sample=False, num_beams=1, temperature=1.,
                             top_k=50, top_p=1., repetition_penalty=1., no_repeat_ngram_size=0)
 

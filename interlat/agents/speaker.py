@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..core.basics import *
 from ..messages.message import *
+from .lm import *
 from .chat import *
 from .sampling import *
 from .cache import *
@@ -19,18 +20,18 @@ from .cache import *
 # %% ../../nbs/05_agents/10_speaker.ipynb #038e3a3f
 @torch.no_grad()
 def message_embeds(
-    actor, # `ModelWithInsertedHiddenState` in eval mode
-    tokenizer, # its tokenizer
+    actor:Agent, # a `ModelWithInsertedHiddenState` in eval mode
     message:LatentMessage|None, # what the sender wrote
     channel:str='latent', # 'latent', 'text' or 'none'
 )->Tensor|None: # (M, E); None if there is nothing to say
     "A message as the actor's input embeddings. Raises `InterlatError` for an unknown channel or a width that does not fit."
     if channel not in ('latent', 'text', 'none'): raise InterlatError(f"unknown channel {channel!r}; use latent, text or none")
     if message is None or channel == 'none' or not len(message): return None
-    device = next(actor.parameters()).device
-    if channel == 'latent': return actor.embed_message(message.h[None].to(device))[0]
+    model, tokenizer = actor
+    device = next(model.parameters()).device
+    if channel == 'latent': return model.embed_message(message.h[None].to(device))[0]
     ids = plan_token_ids(tokenizer, message.token_ids, message.text)
-    return actor.plan_embeds(torch.tensor(ids, dtype=torch.long, device=device))
+    return model.plan_embeds(torch.tensor(ids, dtype=torch.long, device=device))
 
 # %% ../../nbs/05_agents/10_speaker.ipynb #ae7c72f8
 @dataclass(eq=False)
@@ -56,17 +57,17 @@ class Seat:
 class Speaker:
     "An actor that speaks in many conversations. Raises `InterlatError` for settings that nothing can be written with."
     def __init__(self,
-        actor, # `ModelWithInsertedHiddenState`; is put in eval mode
-        tokenizer, # its tokenizer
+        actor:Agent, # a `ModelWithInsertedHiddenState`; is put in eval mode
         max_new_tokens:int=32, # most tokens at a time, the end token included
         temperature:float=0., # 0: the most probable token each time
         cache:bool=True, # keep what was read from turn to turn
     ):
         if max_new_tokens < 1: raise InterlatError(f"max_new_tokens must be 1 or more, found {max_new_tokens}")
         if temperature < 0: raise InterlatError(f"temperature must be 0 or more, found {temperature}")
-        self.actor, self.model, self.tokenizer = actor.eval(), actor.base_model, tokenizer
+        self.actor, self.tokenizer = actor
+        self.model = self.actor.eval().base_model
         self.max_new_tokens, self.temperature, self.cache = max_new_tokens, temperature, cache and keeps_everything(self.model)
-        self.ends, self.pad = end_token_ids(self.model, tokenizer), tokenizer.pad_token_id or 0
+        self.ends, self.pad = end_token_ids(Agent(self.model, self.tokenizer)), self.tokenizer.pad_token_id or 0
         self.seats, self.rows = [], None # who sits in which row of the cache
         self.computed = self.padded = 0 # positions that the model was given so far: real ones; and all, with the padding
 

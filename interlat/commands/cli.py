@@ -78,7 +78,7 @@ class CollectArguments:
 # %% ../../nbs/11_commands/06_cli.ipynb #652554bf
 def _reason(args, is_student, tasks, name):
     "A store of messages from latent steps."
-    from interlat.agents.lm import load_lm, load_tokenizer
+    from interlat.agents.lm import Agent, load_lm, load_tokenizer
     from interlat.messages.message import MessageStore
     from interlat.compression.reason import LatentStudent, collect_latents
     check_range(1, K=args.K)
@@ -90,7 +90,7 @@ def _reason(args, is_student, tasks, name):
         student = LatentStudent(lm, args.feedback, K=args.K)
     how = '' if is_student else f', untrained ({args.feedback})'
     store = MessageStore(args.output_dir, sender=f"{name}, K={args.K or student.settings['K']}{how}")
-    return collect_latents(student, tokenizer, tasks, store, args.K, args.batch_size)
+    return collect_latents(Agent(student, tokenizer), tasks, store, args.K, args.batch_size)
 
 def _write(args, tasks, name):
     "A store of messages that are written."
@@ -98,8 +98,8 @@ def _write(args, tasks, name):
     from interlat.agents.lm import load_lm
     from interlat.messages.message import MessageStore
     store = MessageStore(args.output_dir, sender=name)
-    model, tokenizer = load_lm(args.model_name_or_path, args.dtype, args.device)
-    return collect(model, tokenizer, tasks, store, args.batch_size, args.seed,
+    sender = load_lm(args.model_name_or_path, args.dtype, args.device)
+    return collect(sender, tasks, store, args.batch_size, args.seed,
                    max_new_tokens=args.max_new_tokens, temperature=args.temperature)
 
 def _tasks(args, data, latent):

@@ -13,8 +13,7 @@ from ..core.basics import *
 from ..core.arguments import *
 from ..messages.message import *
 from ..messages.perturb import *
-from ..agents.lm import *
-from ..agents.actor import *
+from ..agents.new_actor import *
 from ..evaluation.log import *
 from ..evaluation.evaluate import *
 from ..evaluation.questions import *
@@ -74,7 +73,7 @@ def _others(args, load, actor):
         if not args.cross_family_messages:
             raise InterlatError("condition cross_family needs the other sender's messages; give --cross_family_messages")
         stores['cross_family'] = MessageStore(args.cross_family_messages, create=False)
-    found = {c: Contender(load(path), BASELINES[c], stores.get(c), load_tokenizer(path)) for c, path in given.items()}
+    found = {c: Contender(load(path), BASELINES[c], stores.get(c)) for c, path in given.items()}
     for word in args.compressed:
         name, _, folder = word.rpartition('=')
         if not name: raise InterlatError(f"compressed takes NAME=FOLDER, found {word!r}; e.g. K=8=data/messages/k8")
@@ -96,12 +95,12 @@ def evaluate_from(
     tasks = data.tasks()
     if isinstance(data, MathData) and (said := data.overlap()): print(said)
     store = MessageStore(args.hidden_data_path, sender=args.sender, create=False) if args.hidden_data_path else None
-    def load(path): return ModelWithInsertedHiddenState.from_pretrained(check_file(path, 'actor checkpoint'), args.dtype, args.device)
+    def load(path): return load_actor(path, args.dtype, args.device)
     actor = load(args.model_name_or_path)
     others = _others(args, load, actor)
     conditions, games = list(dict.fromkeys([*variants, *others])), isinstance(data, GameData)
     run = evaluate if games else evaluate_answers
-    run(actor, load_tokenizer(args.model_name_or_path), tasks, store, conditions, args.output_dir, others, seeds,
+    run(actor, tasks, store, conditions, args.output_dir, others, seeds,
         batch_size=args.batch_size, temperature=args.temperature, **vars(how))
     if store is not None: # for the explorer
         sender, results = store.sender.split(', ')[0], Path(args.output_dir)/RESULTS[not games]

@@ -15,7 +15,7 @@ import torch
 from ..core.basics import *
 from ..messages.message import *
 from ..agents.lm import *
-from ..agents.actor import *
+from ..agents.new_actor import *
 from .cli import *
 
 # %% ../../nbs/11_commands/07_launch.ipynb #21b10005
@@ -83,7 +83,7 @@ def opened_actor(
     folder:str|Path, # of a training that is done
     dtype:str='auto', # of the weights; bfloat16 on a GPU that has it
     device:str='auto', # 'auto', 'cpu', 'cuda', …
-)->tuple: # (actor in eval mode, its tokenizer, its log with columns step, part, value)
+)->tuple[Agent,pd.DataFrame]: # the `ModelWithInsertedHiddenState` in eval mode; its log with columns step, part, value
     "What `trained_actor` gives, of an actor that was trained by a program. Raises `InterlatError` if there is none."
     log = pd.read_csv(check_file(Path(folder)/'log.csv', 'log of a training', 'train first'))
-    return ModelWithInsertedHiddenState.from_pretrained(folder, dtype, device), load_tokenizer(folder), log
+    return load_actor(folder, dtype, device), log

@@ -19,9 +19,7 @@ from ..core.basics import *
 from ..core.arguments import *
 from ..messages.message import *
 from ..messages.exchange import *
-from ..agents.lm import *
 from ..agents.adapter import *
-from ..agents.actor import *
 from ..agents.new_actor import *
 from ..training.settings import *
 from ..training.lessons import *
@@ -156,7 +154,7 @@ def train_from(
     "Train an actor as `carry_out` does. Raises `InterlatError` for what does not fit together, before anything is loaded."
     tasks, store = read_data(data, messages, args)
     check_training(tasks, store, args)
-    def make(device): return actor_trainer(*actor_for(store, **vars(config), device=device, seed=args.seed), tasks, store, args)
+    def make(device): return actor_trainer(actor_for(store, **vars(config), device=device, seed=args.seed), tasks, store, args)
     return carry_out(args, training_recipe(args, config, data, messages), make, step_memory)
 
 def compress_from(
@@ -174,8 +172,7 @@ def compress_from(
     check_length(settings, config.K)
     store.check(width=settings.get('input_size', settings['hidden_size'])) # a checkpoint of the original code names one width
     def make(device):
-        student, student_tok = new_student(config, tasks, store, device, args.seed)
-        teacher = config.teacher_model_name_or_path
-        actor, tokenizer = ModelWithInsertedHiddenState.from_pretrained(teacher, config.teacher_dtype, device), load_tokenizer(teacher)
-        return compression_trainer(student, student_tok, actor, tokenizer, tasks, store, args)
+        student = new_student(config, tasks, store, device, args.seed)
+        teacher = load_actor(config.teacher_model_name_or_path, config.teacher_dtype, device)
+        return compression_trainer(student, teacher, tasks, store, args)
     return carry_out(args, training_recipe(args, config, data, messages), make)

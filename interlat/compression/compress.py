@@ -22,7 +22,6 @@ from ..agents.lm import *
 from ..agents.chat import *
 from ..agents.sampling import *
 from ..agents.lora import *
-from ..agents.actor import *
 from ..agents.new_actor import *
 from ..training.settings import *
 from ..training.lessons import *
@@ -93,10 +92,8 @@ class CompressionTrainer(TokenTrainer):
 
 # %% ../../nbs/07_compression/03_compress.ipynb #c0de000c
 def compression_trainer(
-    student:LatentStudent, # trained in place
-    student_tokenizer, # the student's
-    actor:ModelWithInsertedHiddenState, # frozen in place
-    tokenizer, # the actor's
+    student:Agent, # a `LatentStudent`, trained in place
+    actor:Agent, # a `ModelWithInsertedHiddenState`, frozen in place
     tasks:list[Task], # with expert turns
     store:MessageStore, # the sender's messages by task_id
     args:CompressionArguments, # settings
@@ -104,16 +101,17 @@ def compression_trainer(
     "A trainer for a student. Raises `InterlatError` if student, actor, tasks and messages do not fit together."
     check_sharing(args)
     check_tasks(tasks, store)
-    store.check(width=actor.settings['input_size'])
+    store.check(width=actor.model.settings['input_size'])
     if args.n_gpu > 1: args._n_gpu = 1 # a process uses one GPU; torchrun starts more processes
-    data = [StudentDataset(x, tokenizer, store, student_tokenizer, args.max_length) if x else None for x in held_out(tasks, args)]
-    trainer = CompressionTrainer(model=Distillation(student, actor, args.temperature, args.weight_clip), args=args, data_collator=StudentCollator(tokenizer.pad_token_id),
-                                 processing_class=student_tokenizer, train_dataset=data[0], eval_dataset=data[1])
+    data = [StudentDataset(x, actor.tokenizer, store, student.tokenizer, args.max_length) if x else None for x in held_out(tasks, args)]
+    model = Distillation(student.model, actor.model, args.temperature, args.weight_clip)
+    trainer = CompressionTrainer(model=model, args=args, data_collator=StudentCollator(actor.tokenizer.pad_token_id),
+                                 processing_class=student.tokenizer, train_dataset=data[0], eval_dataset=data[1])
     quiet(trainer)
     return trainer
 
 def train_student(
-    *parts, # student, its tokenizer, actor, its tokenizer, tasks, store, arguments: as `compression_trainer` takes them
+    *parts, # student, actor, tasks, store, arguments: as `compression_trainer` takes them
     resume_from_checkpoint:str|bool|None=None, # a checkpoint of an interrupted run; True: the last whole one in `args.output_dir`
 )->pd.DataFrame: # columns step, part, value: one row a logged number
     "Train a student; returns the tidy log. Raises `InterlatError` if the parts do not fit together."
@@ -150,16 +148,16 @@ def new_student(
     store:MessageStore, # the sender's messages
     device:str='auto', # 'auto', 'cpu', 'cuda', …
     seed:int=0, # of LoRA's first weights, and of those that lead to the messages' width
-)->tuple: # (`LatentStudent`, its tokenizer)
+)->Agent: # a `LatentStudent`
     "A student to train. Raises `InterlatError` where there is no such model, or no message to begin from."
     tokenizer = chat_tokenizer(config.student_model_name_or_path, config.chat_template)
-    lm, _ = load_lm(config.student_model_name_or_path, config.dtype, device)
+    lm = load_lm(config.student_model_name_or_path, config.dtype, device).model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        student = LatentStudent(lm, output_size=store.width, K=config.K)
-    if config.projector == 'ridge': calibrate(student, tokenizer, tasks, store)
-    if config.lora is not None: add_lora(student.lm, config.lora, seed)
-    return student, tokenizer
+        student = Agent(LatentStudent(lm, output_size=store.width, K=config.K), tokenizer)
+    if config.projector == 'ridge': calibrate(student, tasks, store)
+    if config.lora is not None: add_lora(lm, config.lora, seed)
+    return student
 
 def trained_student(
     folder:str|Path, # where the student is, or will be
@@ -168,14 +166,15 @@ def trained_student(
     store:MessageStore, # the sender's messages by task_id
     device:str='auto', # 'auto', 'cpu', 'cuda', …
     **settings, # of `CompressionArguments`
-)->tuple: # (student in eval mode, its tokenizer, its log with columns step, part, value)
+)->tuple[Agent,pd.DataFrame]: # the `LatentStudent` in eval mode; its log with columns step, part, value
     "The student in `folder`; trained first, if it is not there. Raises `InterlatError` if it was trained by another recipe."
     def make(part):
         args = CompressionArguments(f'{folder}_trainer', **{**dict(save_strategy='no', use_cpu=resolve_device(device).type == 'cpu', validation_split=0.), **settings})
-        student, student_tok = new_student(config, tasks, store, device, args.seed)
-        actor = ModelWithInsertedHiddenState.from_pretrained(config.teacher_model_name_or_path, config.teacher_dtype, device)
-        log = train_student(student, student_tok, actor, load_tokenizer(config.teacher_model_name_or_path), tasks, store, args, resume_from_checkpoint=last_checkpoint(args.output_dir))
-        student_tok.save_pretrained(student.save_pretrained(part))
+        student = new_student(config, tasks, store, device, args.seed)
+        actor = load_actor(config.teacher_model_name_or_path, config.teacher_dtype, device)
+        log = train_student(student, actor, tasks, store, args, resume_from_checkpoint=last_checkpoint(args.output_dir))
+        student.save_pretrained(part)
         log.to_csv(part/'log.csv', index=False)
     folder = once(folder, dict(vars(config), tasks=len(tasks), sender=store.sender, **settings), make)
-    return LatentStudent.from_pretrained(folder, config.dtype, device), load_tokenizer(folder), pd.read_csv(folder/'log.csv')
+    student = Agent(LatentStudent.from_pretrained(folder, config.dtype, device), load_tokenizer(folder))
+    return student, pd.read_csv(folder/'log.csv')

@@ -16,8 +16,8 @@ from ..core.tasks import *
 from ..messages.basis import *
 from ..messages.packet import *
 from ..messages.message import *
+from ..agents.lm import *
 from ..agents.chat import *
-from ..agents.actor import *
 from ..training.objective import *
 from ..training.lessons import *
 
@@ -54,17 +54,18 @@ def wire_bytes(
 # %% ../../nbs/07_compression/04_rate.ipynb #16da000b
 @torch.no_grad()
 def actor_loss(
-    actor:ModelWithInsertedHiddenState, # is put in eval mode
-    tokenizer, # the actor's
+    actor:Agent, # a `ModelWithInsertedHiddenState`; is put in eval mode
     tasks:list[Task], # with expert turns
     store:MessageStore|None, # messages by task_id; None: no message
     batch_size:int=32, # B; changes no result
 )->float: # nats a token
     "Mean cross-entropy of experts' words under their messages. Raises `InterlatError` as `ActorDataset` does."
-    objective, data = Objective(actor.eval(), 'none' if store is None else 'latent'), ActorDataset(tasks, tokenizer, store)
+    model, tokenizer = actor
+    objective, data = Objective(model.eval(), 'none' if store is None else 'latent'), ActorDataset(tasks, tokenizer, store)
+    collate = ActorCollator(tokenizer.pad_token_id)
     total = tokens = 0
     for rows in (range(i, min(i+batch_size, len(data))) for i in range(0, len(data), batch_size)):
-        batch = {k: v.to(actor.base_model.device) for k,v in ActorCollator(tokenizer.pad_token_id)([data[i] for i in rows]).items()}
+        batch = {k: v.to(model.base_model.device) for k,v in collate([data[i] for i in rows]).items()}
         said = (batch['labels'] != -100).sum(1)
         total += (objective(batch)['none' if store is None else 'right']*said).sum().item()
         tokens += said.sum().item()
@@ -86,12 +87,12 @@ def seconds_each(
 
 @torch.no_grad()
 def read_message(
-    actor:ModelWithInsertedHiddenState, # in eval mode
-    tokenizer, # the actor's
+    actor:Agent, # a `ModelWithInsertedHiddenState` in eval mode
     task:Task, # whose first turn the actor sees
     h:torch.Tensor, # (L, D) its message
 )->torch.Tensor: # (V,) logits of the first word that the actor will say
     "What an actor does once with a message before it acts."
-    chat = encode_chat(tokenizer, task.turns[:1], add_generation_prompt=True)
-    ids, device = torch.tensor([chat.input_ids], device=actor.base_model.device), actor.base_model.device
-    return actor(ids, torch.ones_like(ids), None, torch.tensor([chat.insert_at], device=device), actor.embed_message(h[None].to(device))).logits[0]
+    model, tokenizer = actor
+    chat, device = encode_chat(tokenizer, task.turns[:1], add_generation_prompt=True), model.base_model.device
+    ids, insert_at = torch.tensor([chat.input_ids], device=device), torch.tensor([chat.insert_at], device=device)
+    return model(ids, torch.ones_like(ids), None, insert_at, model.embed_message(h[None].to(device))).logits[0]

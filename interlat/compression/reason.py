@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from ..core.basics import *
 from ..core.tasks import *
 from ..messages.message import *
+from ..agents.lm import *
 from ..agents.chat import *
 from ..agents.sampling import *
 from ..agents.collect import *
@@ -161,30 +162,29 @@ FITTED = 512 # most messages that `calibrate` reads
 
 @torch.no_grad()
 def calibrate(
-    student:LatentStudent, # with a projection; changed in place
-    tokenizer, # the student's
+    student:Agent, # a `LatentStudent` with a projection; changed in place
     tasks:list[Task], # with the prompts that the messages answer
     store:MessageStore, # the sender's messages, with the words that it wrote
     batch_size:int=32, # messages read at a time
 )->dict[str,float]: # R² of `projection`, and of `output_proj` where there is one
     "Fit the student's linear layers to what a sender wrote. Raises `InterlatError` for a student without a projection, or if no task has a message with words."
-    if student.settings['feedback'] != 'projection': raise InterlatError(f"feedback {student.settings['feedback']!r} has nothing to fit; use a student with 'projection'")
+    model, tokenizer = student
+    if (feedback := model.settings['feedback']) != 'projection': raise InterlatError(f"feedback {feedback!r} has nothing to fit; use a student with 'projection'")
     known = [store[t.task_id] for t in tasks[:FITTED] if t.task_id in store]
     prompts = {t.task_id: encode_chat(tokenizer, t.prompt, add_generation_prompt=True).input_ids for t in tasks[:FITTED]}
     rows = [(m, prompts[m.task_id], plan_token_ids(tokenizer, m.token_ids, m.text)) for m in known if len(m) and m.text]
     if not rows: raise InterlatError(f"none of the first {len(prompts)} tasks has a message with words in {store.path}; collect them first")
-    embed, inward, outward = student.lm.get_input_embeddings(), [], []
+    embed, inward, outward = model.lm.get_input_embeddings(), [], []
     for some in (rows[i:i+batch_size] for i in range(0, len(rows), batch_size)):
-        for (m, _, plan), h in zip(some, read_states(student.lm, *zip(*((p, y) for _,p,y in some)))):
-            inward.append((student.projection[0](h.to(student.lm.device)), embed(torch.tensor(plan, device=student.lm.device))))
+        for (m, _, plan), h in zip(some, read_states(model.lm, *zip(*((p, y) for _,p,y in some)))):
+            inward.append((model.projection[0](h.to(model.lm.device)), embed(torch.tensor(plan, device=model.lm.device))))
             outward.append((h, m.h[[l*len(m)//len(h) for l in range(len(h))]]))
-    fit = dict(projection=fit_linear(student.projection[1], inward))
-    return fit if student.output_proj is None else fit | dict(output_proj=fit_linear(student.output_proj, outward))
+    fit = dict(projection=fit_linear(model.projection[1], inward))
+    return fit if model.output_proj is None else fit | dict(output_proj=fit_linear(model.output_proj, outward))
 
 # %% ../../nbs/07_compression/01_reason.ipynb #a16e001f
 def collect_latents(
-    student:LatentStudent, # is put in eval mode
-    tokenizer, # the student's, with a chat template
+    student:Agent, # a `LatentStudent` with a chat template; is put in eval mode
     tasks:list[Task], # what to reason about, each `task_id` once
     store:MessageStore, # opened with the student's name
     K:int|None=None, # states of a message; None: the student's own
@@ -192,13 +192,14 @@ def collect_latents(
     progress:bool=True, # show a progress bar, of the first process's share
 )->MessageStore: # `store`, with the messages of all processes
     "A message of K states for each task that has none yet (Du et al. 2025, §4). Raises `InterlatError` for K below 1, or a store of another width or K."
-    student.eval()
-    K = student.settings['K'] if K is None else K
+    model, tokenizer = student
+    model.eval()
+    K = model.settings['K'] if K is None else K
     if K < 1: raise InterlatError(f"K must be 1 or more, found {K}")
-    store.check(width=student.settings['output_size'], layer=-1)
+    store.check(width=model.settings['output_size'], layer=-1)
     if store.task_ids() and (n := len(store[store.task_ids()[0]])) != K: raise InterlatError(f"message store {store.path} has messages of {n} states, wanted {K}; use another folder")
     @torch.no_grad()
     def write(batch):
         prompts = [encode_chat(tokenizer, t.prompt, add_generation_prompt=True).input_ids for t in batch]
-        return [(h, [-1]*K, '') for h in latent_reason(student, prompts, K).cpu()]
-    return fill_store(store, tasks, write, student.lm, batch_size=batch_size, progress=progress)
+        return [(h, [-1]*K, '') for h in latent_reason(model, prompts, K).cpu()]
+    return fill_store(store, tasks, write, model.lm, batch_size=batch_size, progress=progress)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from ..core.basics import *
 from ..core.tasks import *
 from ..messages.message import *
+from ..agents.lm import *
 from ..agents.chat import *
 from ..agents.speaker import *
 from .rollout import *
@@ -50,8 +51,7 @@ def check_questions(
             raise InterlatError(f"task {t.task_id} has no question for the actor: its turns must be the question and an expert's answer")
 
 def answer(
-    actor, # `ModelWithInsertedHiddenState`; is put in eval mode
-    tokenizer, # its tokenizer
+    actor:Agent, # a `ModelWithInsertedHiddenState`; is put in eval mode
     tasks:list[Task], # with turns: what the actor reads, then an expert's answer, which it does not
     messages:list[LatentMessage|None]|None=None, # one for each task, or None where there is none
     channel:str='latent', # how the messages come in: 'latent', 'text' or 'none'
@@ -62,15 +62,15 @@ def answer(
     messages = one_each(messages, tasks, 'tasks')
     check_questions(tasks)
     a = Answering(**answering)
-    speaker = speaker or Speaker(actor, tokenizer, a.max_new_tokens, a.temperature)
+    speaker = speaker or Speaker(actor, a.max_new_tokens, a.temperature)
     samples = [(i, k) for i in range(len(tasks)) for k in range(a.n_samples)]
     said = {} # number of a task -> its answers so far
     for at in range(0, len(samples), a.batch_size):
         batch, seats = samples[at:at + a.batch_size], []
-        embeds = {i: message_embeds(actor, tokenizer, messages[i], channel) for i in dict.fromkeys(i for i, _ in batch)}
+        embeds = {i: message_embeds(actor, messages[i], channel) for i in dict.fromkeys(i for i, _ in batch)}
         for i, k in batch:
             seed = derive_seed(a.seed, 'answer', tasks[i].task_id, k)
-            seats.append(Seat(Conversation(tokenizer, tasks[i].turns[:-1]), embeds[i], seed))
+            seats.append(Seat(Conversation(actor.tokenizer, tasks[i].turns[:-1]), embeds[i], seed))
         for (i, _), text, seat in zip(batch, speaker.speak(seats), seats):
             said.setdefault(i, []).append(Completion(text, seat.written, seat.ended))
         yield [(i, said.pop(i)) for i in list(said) if len(said[i]) == a.n_samples]

@@ -21,6 +21,7 @@ from ..core.tasks import *
 from ..messages.message import *
 from ..messages.perturb import *
 from ..games.household import *
+from ..agents.lm import *
 from .rollout import *
 from .log import *
 from .delivery import *
@@ -33,10 +34,9 @@ _NEEDS = dict(no_cot='an actor trained without messages', cot_full='an actor tra
 @dataclass(frozen=True)
 class Contender:
     "Who plays a condition and with what."
-    actor:torch.nn.Module # `ModelWithInsertedHiddenState`
+    actor:Agent # a `ModelWithInsertedHiddenState`
     variant:str='latent' # a name of `VARIANTS`: what arrives
     store:MessageStore|None=None # the sender's messages; None: those of the evaluation
-    tokenizer:object=None # the actor's; None: that of the evaluation
 
     @property
     def channel(self)->str: return VARIANTS[self.variant].channel # how messages come in: 'latent', 'text' or 'none'
@@ -69,7 +69,7 @@ def _whole(name, who, first):
     if who.variant != wanted: raise InterlatError(f"condition {name!r} gets variant {wanted!r}, found {who.variant!r}")
     if name == 'cross_family' and who.sender in (None, first.sender):
         raise InterlatError(f"condition 'cross_family' needs a store of another sender, found {who.sender!r}")
-    return replace(who, store=first.store if who.store is None else who.store, tokenizer=who.tokenizer or first.tokenizer)
+    return replace(who, store=first.store) if who.store is None else who
 
 # %% ../../nbs/08_evaluation/05_evaluate.ipynb #8071c9da
 def is_drawn(
@@ -89,7 +89,7 @@ def _check_tasks(tasks, contenders):
     for c, who in contenders.items():
         if who.channel == 'none': continue
         if who.store is None: raise InterlatError(f"condition {c!r} needs messages; give a store")
-        if who.channel == 'latent': who.store.check(width=who.actor.settings['input_size'])
+        if who.channel == 'latent': who.store.check(width=who.actor.model.settings['input_size'])
         who.store.need(t.task_id for t in tasks)
 
 def _check_seeds(seeds):
@@ -102,7 +102,7 @@ def _check_seeds(seeds):
 @dataclass
 class Evaluation:
     "Tasks under conditions, as they were asked for. Raises `InterlatError` for what does not fit together."
-    first:Contender # who meets the conditions in `VARIANTS`: an actor, the sender's messages, the tokenizer
+    first:Contender # who meets the conditions in `VARIANTS`: an actor, and the sender's messages
     tasks:list[Task] # what is done under each condition
     conditions:list[str] # names in `VARIANTS` or in `actors`
     actors:dict # for more conditions: the actors of `no_cot` and `cot_full`, a `Contender` for any other
@@ -132,11 +132,11 @@ _FREE = ('batch_size', 'workers', 'cache', 'seed') # may differ from run to run:
 def _settings(asked):
     "What must stay the same for results to share a folder: weights, senders, variants of contenders, and how it is done."
     own = {c: who for c, who in asked.contenders.items() if c in asked.actors}
-    weights = {f'actor of {c}': fingerprint(who.actor) for c, who in own.items()}
+    weights = {f'actor of {c}': fingerprint(who.actor.model) for c, who in own.items()}
     variants = {f'variant of {c}': who.variant for c, who in own.items()}
     senders = {f'sender of {c}': who.sender for c, who in own.items() if who.channel != 'none'}
     how = {k: v for k, v in asdict(asked.how).items() if k not in _FREE}
-    return dict(actor=fingerprint(asked.first.actor), sender=asked.first.sender) | weights | variants | senders | how
+    return dict(actor=fingerprint(asked.first.actor.model), sender=asked.first.sender) | weights | variants | senders | how
 
 # %% ../../nbs/08_evaluation/05_evaluate.ipynb #3c5e0003
 def _noted(path):
@@ -218,8 +218,7 @@ def wanted_rows(
 
 # %% ../../nbs/08_evaluation/05_evaluate.ipynb #5fbdc13e
 def evaluate(
-    actor, # `ModelWithInsertedHiddenState`, plays the conditions in `VARIANTS`
-    tokenizer, # its tokenizer
+    actor:Agent, # a `ModelWithInsertedHiddenState`, which plays under the conditions in `VARIANTS`
     games:list, # games as `Task` (their `source` is the file) or as game files
     store:MessageStore|None, # the sender's messages by task_id; None if no condition needs any
     conditions:list[str], # names in `VARIANTS` or in `actors`
@@ -231,11 +230,11 @@ def evaluate(
     "Play each game under each condition (Du et al. 2025, §5), those that are missing in `out`. Raises `InterlatError` for bad input."
     progress, how = playing.pop('progress', True), Playing(**playing)
     games = [g if isinstance(g, Task) else game_task(g) for g in games]
-    asked = Evaluation(Contender(actor, store=store, tokenizer=tokenizer), games, conditions, actors or {}, seeds, how)
+    asked = Evaluation(Contender(actor, store=store), games, conditions, actors or {}, seeds, how)
     log = GameLog(Path(out)/'games.csv')
     rounds = plan_rounds(asked, log)
     for r in rounds:
         settings = asdict(replace(how, seed=r.seed))
-        episodes = play(r.who.actor, r.who.tokenizer, r.tasks, r.messages, r.who.channel, **settings)
+        episodes = play(r.who.actor, r.tasks, r.messages, r.who.channel, **settings)
         for _, episode in r.watched(episodes, progress): log.append(r.condition, episode, r.seed)
     return as_games(wanted_rows(asked, rounds, log))

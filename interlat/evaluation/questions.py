@@ -20,6 +20,7 @@ from ..core.tasks import *
 from ..messages.message import *
 from ..maths.boxed import *
 from ..maths.grade import *
+from ..agents.lm import *
 from .answering import *
 from .log import *
 from .evaluate import *
@@ -99,8 +100,7 @@ class Examination(Answering):
 
 # %% ../../nbs/08_evaluation/06_questions.ipynb #15d0000c
 def evaluate_answers(
-    actor, # `ModelWithInsertedHiddenState`, answers under the conditions in `VARIANTS`
-    tokenizer, # its tokenizer
+    actor:Agent, # a `ModelWithInsertedHiddenState`, which answers under the conditions in `VARIANTS`
     tasks:list[Task], # with turns and a reference answer
     store:MessageStore|None, # the sender's messages by task_id; None if no condition needs any
     conditions:list[str], # names in `VARIANTS` or in `actors`
@@ -115,7 +115,7 @@ def evaluate_answers(
         raise InterlatError(f"{len(bare)} of {len(tasks)} tasks have no reference answer, {bare[0]} the first; "
                             "answers cannot be graded without")
     check_questions(tasks)
-    asked = Evaluation(Contender(actor, store=store, tokenizer=tokenizer), tasks, conditions, actors or {}, seeds, how)
+    asked = Evaluation(Contender(actor, store=store), tasks, conditions, actors or {}, seeds, how)
     log = AnswerLog(Path(out)/'answers.csv')
     rounds = plan_rounds(asked, log)
     with Grader(how.workers, how.time_limit) as grader:
@@ -126,7 +126,7 @@ def evaluate_answers(
 def _results(r, how, grader):
     "(task, its answers, their grades) for what is left of a round, as they come."
     find, answering = answer_finder(how.pattern), {f.name: getattr(how, f.name) for f in fields(Answering)}
-    for batch in answer(r.who.actor, r.who.tokenizer, r.tasks, r.messages, r.who.channel, **answering | dict(seed=r.seed)):
+    for batch in answer(r.who.actor, r.tasks, r.messages, r.who.channel, **answering | dict(seed=r.seed)):
         yield from _graded(grader, find, [(r.tasks[i], answers) for i, answers in batch])
 
 def _graded(grader, find, batch):

@@ -20,6 +20,7 @@ from ..games.env import *
 from ..games.words import *
 from ..games.household import *
 from ..games.batch import *
+from ..agents.lm import *
 from ..agents.chat import *
 from ..agents.speaker import *
 
@@ -114,8 +115,7 @@ def one_each(
 
 # %% ../../nbs/08_evaluation/01_rollout.ipynb #5d0c7e21
 def play(
-    actor, # `ModelWithInsertedHiddenState`; is put in eval mode
-    tokenizer, # its tokenizer
+    actor:Agent, # a `ModelWithInsertedHiddenState`; is put in eval mode
     games:list, # games as `Task` (their `source` is the file) or as game files
     messages:list[LatentMessage|None]|None=None, # one for each game, or None where there is none
     channel:str='latent', # how the messages come in: 'latent', 'text' or 'none'
@@ -125,7 +125,7 @@ def play(
     "Yield (number of the game, its `Episode`) as the games end. Raises `InterlatError` for bad input."
     messages = one_each(messages, games)
     p = Playing(**playing)
-    speaker = speaker or Speaker(actor, tokenizer, p.max_new_tokens, p.temperature, p.cache)
+    speaker = speaker or Speaker(actor, p.max_new_tokens, p.temperature, p.cache)
     files = [g.source if isinstance(g, Task) else g for g in games]
     waiting, seats = deque(range(len(games))), {} # number of a game -> (Player, Seat)
     with GameBatch(files, p.engine, p.max_steps, p.workers) as table:
@@ -133,9 +133,9 @@ def play(
             come = [waiting.popleft() for _ in range(min(len(waiting), p.batch_size - len(seats)))]
             for i, shown in zip(come, table.reset(come) if come else []):
                 task = games[i] if isinstance(games[i], Task) else game_task(games[i])
-                player = Player(task, tokenizer)
+                player = Player(task, actor.tokenizer)
                 player.see(shown)
-                embeds = message_embeds(actor, tokenizer, messages[i], channel)
+                embeds = message_embeds(actor, messages[i], channel)
                 seats[i] = player, Seat(player.chat, embeds, derive_seed(p.seed, 'play', task.task_id))
             _step(speaker, table, {i: s for i,s in seats.items() if not s[0].done})
             for i in [i for i,(player,_) in seats.items() if player.done]: yield i, seats.pop(i)[0].episode
@@ -149,8 +149,7 @@ def _step(speaker, table, seats):
 
 # %% ../../nbs/08_evaluation/01_rollout.ipynb #aa556900
 def rollout(
-    actor, # `ModelWithInsertedHiddenState`; is put in eval mode
-    tokenizer, # its tokenizer
+    actor:Agent, # a `ModelWithInsertedHiddenState`; is put in eval mode
     games:list, # games as `Task` (their `source` is the file) or as game files
     messages:list[LatentMessage|None]|None=None, # one for each game, or None where there is none
     channel:str='latent', # how the messages come in: 'latent', 'text' or 'none'
@@ -158,6 +157,6 @@ def rollout(
     **playing, # fields of `Playing`, and `speaker`: as in `play`
 )->list[Episode]: # one for each game, in their order
     "Play all games (Du et al. 2025, §5). Raises `InterlatError` for bad input."
-    episodes = play(actor, tokenizer, games, messages, channel, **playing)
+    episodes = play(actor, games, messages, channel, **playing)
     done = dict(tqdm(episodes, total=len(games), desc='games', disable=not progress))
     return [done[i] for i in range(len(games))]

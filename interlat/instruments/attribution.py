@@ -19,6 +19,7 @@ from transformers import DynamicCache
 
 from ..core.basics import *
 from ..messages.message import *
+from ..agents.lm import *
 from ..agents.chat import *
 from ..agents.speaker import *
 from ..training.losses import *
@@ -38,8 +39,7 @@ def _continuations(tokenizer, turns, candidates):
 @dataclass
 class Decision:
     "An actor before its next turn, and what it could say. Called with messages, it gives the log-probability of each candidate."
-    actor:torch.nn.Module # `ModelWithInsertedHiddenState` in eval mode
-    tokenizer:object # its tokenizer
+    actor:Agent # a `ModelWithInsertedHiddenState` in eval mode
     turns:list[dict] # the conversation so far: dicts with `role` and `content`, the last from the user
     candidates:Sequence[str] # C things to say next, word for word as the actor writes them
     batch_size:int=64 # most continuations read at a time; changes no result
@@ -51,7 +51,7 @@ class Decision:
         if twice: raise InterlatError(f"candidates must differ, found {twice[0]!r} more than once")
         users_turn = self.turns and self.turns[-1]['role'] == 'user'
         if not users_turn: raise InterlatError("a decision comes after a user's turn; cut the conversation there")
-        self._chat, self._added = _continuations(self.tokenizer, self.turns, self.candidates)
+        self._chat, self._added = _continuations(self.actor.tokenizer, self.turns, self.candidates)
 
     def __call__(self,
         messages:Sequence[LatentMessage|None], # N messages; None where there is none
@@ -59,22 +59,23 @@ class Decision:
     )->Tensor: # (N, C) log-probabilities, nats: of each candidate as the whole next turn
         "What the actor thinks of each candidate under each message. Raises `InterlatError` for a message that it cannot read."
         n = max(1, self.batch_size//len(self._added))
-        embeds = [message_embeds(self.actor, self.tokenizer, m, channel) for m in messages]
+        embeds = [message_embeds(self.actor, m, channel) for m in messages]
         return torch.cat([self._score(embeds[i:i+n]) for i in range(0, len(embeds), n)]) if embeds else torch.zeros(0, len(self._added))
 
     def _spliced(self, embeds):
         "The conversation with each of n messages in it (None: none), as the actor reads them."
-        n, device = len(embeds), self.actor.base_model.device
+        n, model = len(embeds), self.actor.model
+        device = model.base_model.device
         ids = torch.tensor([self._chat.input_ids]*n, device=device) # (n, P)
         at = torch.full((n,), self._chat.insert_at, device=device)
         some = next((e for e in embeds if e is not None), None)
         block = (None, None) if some is None else pad_messages([some[:0] if e is None else e for e in embeds])
-        return self.actor.embed_chat(ids, torch.ones_like(ids), at, *block, pad='left')
+        return model.embed_chat(ids, torch.ones_like(ids), at, *block, pad='left')
 
     @torch.inference_mode()
     def _score(self, embeds):
         "(n, C) log-probabilities for messages that are embedded already: what comes before is read once, then each candidate after it."
-        n, C, lm = len(embeds), len(self._added), self.actor.base_model
+        n, C, lm = len(embeds), len(self._added), self.actor.model.base_model
         cache = DynamicCache(config=lm.config)
         def read(embeds, mask, positions): # (B, T, D) states
             how = dict(attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
@@ -107,28 +108,27 @@ class Vocabulary(Sequence):
 @dataclass
 class NextToken:
     "An actor in the middle of its turn. Called with messages, it gives the log-probability of each next token."
-    actor:torch.nn.Module # `ModelWithInsertedHiddenState` in eval mode
-    tokenizer:object # its tokenizer
+    actor:Agent # a `ModelWithInsertedHiddenState` in eval mode
     turns:list[dict] # the conversation so far: dicts with `role` and `content`, the last from the user
     written:str='' # what the actor has begun to write
 
     @property
     def candidates(self)->Vocabulary: # the V tokens
-        return Vocabulary(self.tokenizer, self.actor.base_model.get_output_embeddings().out_features)
+        return Vocabulary(self.actor.tokenizer, self.actor.model.base_model.get_output_embeddings().out_features)
 
     def __call__(self,
         messages:Sequence[LatentMessage|None], # N messages; None where there is none
         channel:str='latent', # how they come in: 'latent', 'text' or 'none'
     )->Tensor: # (N, V) log-probabilities, nats
         "What the actor thinks of each next token under each message. Raises `InterlatError` for a message that it cannot read."
-        chat = encode_chat(self.tokenizer, self.turns, add_generation_prompt=True)
-        device = self.actor.base_model.device
-        ids = torch.tensor([chat.input_ids + self.tokenizer(self.written, add_special_tokens=False).input_ids], device=device)
+        model, tokenizer = self.actor
+        chat, device = encode_chat(tokenizer, self.turns, add_generation_prompt=True), model.base_model.device
+        ids = torch.tensor([chat.input_ids + tokenizer(self.written, add_special_tokens=False).input_ids], device=device)
         at, rows = torch.tensor([chat.insert_at], device=device), []
         for m in messages:
-            e = message_embeds(self.actor, self.tokenizer, m, channel)
+            e = message_embeds(self.actor, m, channel)
             block = None if e is None else e[None]
-            with torch.inference_mode(): rows.append(self.actor(ids, torch.ones_like(ids), insert_at=at, message_embeds=block).logits)
+            with torch.inference_mode(): rows.append(model(ids, torch.ones_like(ids), insert_at=at, message_embeds=block).logits)
         return log_probs(torch.cat(rows)).cpu()
 
 # %% ../../nbs/10_instruments/04_attribution.ipynb #a77b000e

@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 
 from ..core.basics import *
 from ..messages.message import *
+from ..agents.lm import *
 from ..agents.speaker import *
 
 # %% ../../nbs/10_instruments/02_lens.ipynb #16f00007
@@ -59,8 +60,7 @@ def _check_lens(message, k):
     if not len(message): raise InterlatError(f"message {message.task_id!r} has no states to look at")
 
 def logit_lens(
-    lm, # the sender, Hugging Face causal language model of width D
-    tokenizer, # its tokenizer
+    sender:Agent, # a Hugging Face causal language model of width D
     message:LatentMessage, # L states
     k:int=5, # likeliest tokens of each state
     chunk:int=256, # states at a time; changes no result
@@ -68,6 +68,7 @@ def logit_lens(
     """Each state through the sender's head (nostalgebraist 2020). Caveat: it shows what the sender would say, not what the actor reads,
     and of an early layer hardly that. Raises `InterlatError` for a message without states, of another width, or k below 1."""
     _check_lens(message, k)
+    lm, tokenizer = sender
     top, best, entropy = [], [], []
     for h in message.h.split(chunk):
         logp = head_logits(lm, h, message.layer).float().log_softmax(-1)
@@ -95,17 +96,17 @@ def _is_own(tokenizer, message):
 
 @torch.no_grad()
 def nearest_tokens(
-    actor, # `ModelWithInsertedHiddenState` in eval mode, of width E
-    tokenizer, # its tokenizer
+    actor:Agent, # a `ModelWithInsertedHiddenState` in eval mode, of width E
     message:LatentMessage, # L states
     k:int=5, # nearest tokens of each position
 )->pd.DataFrame: # columns position (1..L), rank (1..k), token, token_id, cosine, written ('' where the sender's tokenizer is another)
     """The actor's tokens whose input embeddings point most in the direction of each adapted state. Caveat: near is not read: the layers
     above decide. Raises `InterlatError` for a message without states or of another width, or k below 1."""
     _check_lens(message, k)
-    e = message_embeds(actor, tokenizer, message).float()
-    every = torch.arange(actor.base_model.get_input_embeddings().num_embeddings, device=e.device)
-    words = normalize(actor.plan_embeds(every).float(), dim=1)
+    model, tokenizer = actor
+    e = message_embeds(actor, message).float()
+    every = torch.arange(model.base_model.get_input_embeddings().num_embeddings, device=e.device)
+    words = normalize(model.plan_embeds(every).float(), dim=1)
     values, ids = (normalize(e, dim=1) @ words.T).topk(min(k, len(words)))
     known = _words(tokenizer, message.token_ids[:len(e)]) if _is_own(tokenizer, message) else ['']*len(e)
     return _rows(tokenizer, message, values.cpu(), ids.cpu(), 'cosine').assign(written=[w for w in known for _ in range(ids.shape[1])])

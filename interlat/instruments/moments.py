@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from ..core.tasks import *
 from ..games.batch import *
+from ..agents.lm import *
 from ..evaluation.rollout import *
 from .attribution import *
 
@@ -23,11 +24,10 @@ class Moment:
     said:str # what the actor went on to say
 
     def decision(self,
-        actor, # `ModelWithInsertedHiddenState`
-        tokenizer, # its tokenizer
+        actor:Agent, # a `ModelWithInsertedHiddenState`
     ): # function of N messages (and `channel`) that gives (N, C) log-probabilities; its `candidates` are the C names
         "The choice to make: among the commands, or among all next tokens."
-        return Decision(actor, tokenizer, self.turns, self.offers) if self.offers else NextToken(actor, tokenizer, self.turns, self.written)
+        return Decision(actor, self.turns, self.offers) if self.offers else NextToken(actor, self.turns, self.written)
 
 def game_moments(
     task:Task, # a game; `source` is its file

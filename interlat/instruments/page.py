@@ -29,7 +29,7 @@ def _rounded(values): return [round(float(v), 4) for v in values]
 
 def _moment(session, view, moment, conditions):
     "What the actor would do at a moment: under each condition, at each stop, and which span moves it."
-    decide = moment.decision(session.actor, session.tokenizer)
+    decide = moment.decision(session.actor)
     def asked(messages, channel='latent'): return action_table(decide.candidates, decide(messages, channel), list(range(len(messages))))
     def rows(table): return [_rounded(part.probability) for _, part in table.groupby('given')]
     given = {c: asked([m], channel) for c in conditions for m, channel in [session.message(view.task_id, c)]}
@@ -49,8 +49,8 @@ def _game(session, view, condition):
 def _task(session, view, conditions, steps):
     "All that the page shows of one game."
     message = session.message(view.task_id)[0]
-    lens = logit_lens(session.sender, session.sender_tokenizer, message)
-    return dict(tokens=[session.sender_tokenizer.decode([t]) for t in message.token_ids],
+    lens = logit_lens(session.sender, message)
+    return dict(tokens=[session.sender.tokenizer.decode([t]) for t in message.token_ids],
                 lens=[[[str(r.token), round(r.probability, 4)] for r in part.itertuples()] for _, part in lens.groupby('position')],
                 games={c: _game(session, view, c) for c in conditions},
                 moments=[_moment(session, replace(view, step=i), m, conditions) for i, m in enumerate(session.moments(view.task_id)[0][:steps])])

@@ -18,7 +18,7 @@ from ..core.tasks import *
 from ..messages.message import *
 from ..messages.perturb import *
 from ..agents.lm import *
-from ..agents.actor import *
+from ..agents.new_actor import *
 from ..evaluation.rollout import *
 from ..evaluation.answering import *
 from ..evaluation.log import *
@@ -75,20 +75,9 @@ class Session:
     def _path(self, name): return str(self.folder/name) if (self.folder/name).exists() else name
 
     @cached_property
-    def _actor(self):
-        folder = self._path(self._where['actor'])
-        actor = ModelWithInsertedHiddenState.from_pretrained(check_file(folder, 'actor checkpoint'), 'float32', self.device)
-        return actor, load_tokenizer(folder)
+    def actor(self)->Agent: return load_actor(self._path(self._where['actor']), 'float32', self.device) # a `ModelWithInsertedHiddenState`
     @cached_property
-    def _sender(self): return load_lm(self._path(self._where['sender']), 'float32', self.device)
-    @property
-    def actor(self): return self._actor[0] # `ModelWithInsertedHiddenState`
-    @property
-    def tokenizer(self): return self._actor[1] # the actor's
-    @property
-    def sender(self): return self._sender[0] # language model
-    @property
-    def sender_tokenizer(self): return self._sender[1]
+    def sender(self)->Agent: return load_lm(self._path(self._where['sender']), 'float32', self.device) # a language model
     @property
     def students(self)->dict[str,str]: return {k: self._path(v) for k, v in self._where['students'].items()} # label -> folder
 
@@ -173,20 +162,20 @@ class Session:
         if row is None or row.won is None:
             message, channel = self.message(task_id, condition)
             limits = self._limits('max_steps', 'max_new_tokens')
-            episode, = rollout(self.actor, self.tokenizer, [self.by_id[task_id]], [message], channel, progress=False, **limits)
+            episode, = rollout(self.actor, [self.by_id[task_id]], [message], channel, progress=False, **limits)
             outputs = episode.outputs
         else: outputs = json.loads(row.outputs)
-        return game_moments(self.by_id[task_id], outputs, self.tokenizer)
+        return game_moments(self.by_id[task_id], outputs, self.actor.tokenizer)
 
     def _question(self, task_id, condition):
         row = self.recorded(task_id, condition)
         if row is None:
             message, channel = self.message(task_id, condition)
             limits = self._limits('max_new_tokens')
-            (_, (completion,)), = next(answer(self.actor, self.tokenizer, [self.by_id[task_id]], [message], channel, **limits))
+            (_, (completion,)), = next(answer(self.actor, [self.by_id[task_id]], [message], channel, **limits))
             text = completion.text
         else: text = row.output
-        return question_moments(self.by_id[task_id], text, self.tokenizer), text
+        return question_moments(self.by_id[task_id], text, self.actor.tokenizer), text
 
     def __repr__(self):
         tasks = f"{len(self.tasks)} {'games' if self.plays else 'questions'}"

@@ -88,7 +88,7 @@ def action_view(
     "What the actor would do next: under the condition, with the message tampered with, and under the other condition, all at the moment that the first one came to."
     moments, _ = session.moments(view.task_id, view.condition)
     if view.step >= len(moments): return pd.DataFrame(columns=['action', 'probability', 'covered', 'given'])
-    decide = moments[view.step].decision(session.actor, session.tokenizer)
+    decide = moments[view.step].decision(session.actor)
     messages = {c: session.message(view.task_id, c) for c in dict.fromkeys([view.condition, view.against])}
     asked = {c: decide([m], channel) for c, (m, channel) in messages.items()}
     if view.tampered: asked = {view.condition: asked.pop(view.condition), f'{view.condition}, tampered with': decide([tampered(session, view)]), **asked}
@@ -108,8 +108,8 @@ def attribution_view(
     (moments, _), message = session.moments(view.task_id, view.condition), _states(session, view)
     if view.step >= len(moments) or message is None: return pd.DataFrame(columns=['start', 'stop', 'tokens', 'js', 'delta'])
     worded = min(message.token_ids) >= 0
-    spans = steps(message, session.sender_tokenizer) if worded else windows(len(message), -(-len(message)//10))
-    return leave_span_out(moments[view.step].decision(session.actor, session.tokenizer), message, spans, tokenizer=session.sender_tokenizer if worded else None)
+    spans = steps(message, session.sender.tokenizer) if worded else windows(len(message), -(-len(message)//10))
+    return leave_span_out(moments[view.step].decision(session.actor), message, spans, tokenizer=session.sender.tokenizer if worded else None)
 
 def lens_view(
     session:Session, # opened run
@@ -119,7 +119,7 @@ def lens_view(
     "The states that the actor gets, through the sender's head."
     message = _states(session, view)
     if message is None: return pd.DataFrame(columns=['position', 'rank', 'token', 'token_id', 'probability', 'written', 'entropy'])
-    return logit_lens(session.sender, session.sender_tokenizer, message, k)
+    return logit_lens(session.sender, message, k)
 
 def timeline_view(
     session:Session, # opened run of games

@@ -14,7 +14,7 @@ import torch
 from ..core.basics import *
 from ..core.tasks import *
 from ..messages.message import *
-from ..agents.actor import *
+from ..agents.lm import *
 from .losses import *
 from .curriculum import *
 from .objective import *
@@ -94,14 +94,14 @@ def _check_batches(tasks, size, args):
 PROBED = 32 # conversations that the callback measures on
 
 def actor_trainer(
-    model:ModelWithInsertedHiddenState, # trained in place
-    tokenizer, # the actor's
+    actor:Agent, # a `ModelWithInsertedHiddenState`, trained in place
     tasks:list[Task], # with expert turns
     store:MessageStore|None, # messages by task_id; None with channel 'none'
     args:ActorArguments, # settings
     callbacks:list=(), # for `Trainer`
 )->ActorTrainer: # ready for `train`
     "A trainer for experts' conversations and messages. Raises `InterlatError` if they do not fit together."
+    model, tokenizer = actor
     check_training(tasks, store, args)
     if args.channel == 'latent' and store.width != (width := model.settings['input_size']):
         raise InterlatError(f"message store {store.path} has states of width {store.width}, the actor reads width {width}; build it with input_size={store.width}, for a learned projector")
@@ -125,8 +125,7 @@ def probe_batch(trainer):
 
 # %% ../../nbs/06_training/10_actor_trainer.ipynb #b3793817
 def train_actor(
-    model:ModelWithInsertedHiddenState, # trained in place
-    tokenizer, # the actor's
+    actor:Agent, # a `ModelWithInsertedHiddenState`, trained in place
     tasks:list[Task], # with expert turns
     store:MessageStore|None, # messages by task_id; None with channel 'none'
     args:ActorArguments, # settings
@@ -134,7 +133,7 @@ def train_actor(
     resume_from_checkpoint:str|bool|None=None, # a checkpoint of an interrupted run; True: the last whole one in `args.output_dir`
 )->pd.DataFrame: # columns step, part, value: one row a logged number
     "Train an actor on experts' conversations and messages; returns the tidy log. Raises `InterlatError` if they do not fit together."
-    trainer = actor_trainer(model, tokenizer, tasks, store, args, callbacks)
+    trainer = actor_trainer(actor, tasks, store, args, callbacks)
     trainer.train(resume_from_checkpoint=begin_at(args.output_dir, resume_from_checkpoint))
-    model.eval()
+    actor.model.eval()
     return tidy_log(trainer.state.log_history)

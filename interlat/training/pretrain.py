@@ -13,6 +13,7 @@ import pandas as pd
 from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
 
 from ..core.basics import *
+from ..agents.lm import *
 from .trainer import *
 
 # %% ../../nbs/06_training/12_pretrain.ipynb #12f80005
@@ -32,8 +33,7 @@ def in_batches(
 
 # %% ../../nbs/06_training/12_pretrain.ipynb #12f80008
 def pretrain(
-    model, # causal language model, trained in place
-    tokenizer, # its tokenizer
+    agent:Agent, # a causal language model, trained in place
     batches:list[list[dict]], # as `in_batches` makes them, in the order to learn in
     folder:str|Path, # of `Trainer`; no checkpoints are kept
     learning_rate:float=3e-3, # at its peak, after 5 % of the steps; then a cosine
@@ -45,9 +45,9 @@ def pretrain(
     args = TrainingArguments(str(folder), num_train_epochs=1, per_device_train_batch_size=1, train_sampling_strategy='sequential',
         learning_rate=learning_rate, adam_beta2=0.95, weight_decay=0.01, warmup_steps=0.05, lr_scheduler_type='cosine',
         logging_steps=10, save_strategy='no', report_to='none', seed=seed, use_cpu=True, disable_tqdm=not progress)
-    collate = DataCollatorForSeq2Seq(tokenizer)
-    trainer = Trainer(model=model, args=args, train_dataset=batches, data_collator=lambda rows: collate(rows[0])) # batches are made already: one is one row
+    collate = DataCollatorForSeq2Seq(agent.tokenizer)
+    trainer = Trainer(model=agent.model, args=args, train_dataset=batches, data_collator=lambda rows: collate(rows[0])) # batches are made already: one is one row
     quiet(trainer)
     trainer.train()
-    model.eval()
+    agent.model.eval()
     return tidy_log(trainer.state.log_history)

@@ -55,10 +55,10 @@ def _arguments(folder, model, settings):
     "`ActorArguments` for training beside `folder`, on the device that the model is on."
     return ActorArguments(f'{folder}_trainer', **{**dict(save_strategy='no', use_cpu=model.base_model.device.type == 'cpu', validation_split=0., probe_steps=0), **settings})
 
-def _train(folder, model, tokenizer, tasks, store, settings):
+def _train(folder, actor, tasks, store, settings):
     "Train beside `folder`, from the last checkpoint there if there is one; returns the log."
-    args = _arguments(folder, model, settings)
-    return train_actor(model, tokenizer, tasks, store, args, resume_from_checkpoint=last_checkpoint(args.output_dir))
+    args = _arguments(folder, actor.model, settings)
+    return train_actor(actor, tasks, store, args, resume_from_checkpoint=last_checkpoint(args.output_dir))
 
 # %% ../../nbs/06_training/11_recipes.ipynb #8de97485
 def trained_actor(
@@ -68,17 +68,17 @@ def trained_actor(
     store:MessageStore|None, # messages by task_id; None with channel 'none'
     actor:dict|None=None, # settings of `actor_for`
     **settings, # of `ActorArguments`
-)->tuple: # (actor in eval mode, its tokenizer, its log with columns step, part, value)
+)->tuple[Agent,pd.DataFrame]: # the `ModelWithInsertedHiddenState` in eval mode; its log with columns step, part, value
     "The actor in `folder`; trained first, if it is not there. Raises `InterlatError` if it was trained by another recipe."
     actor = actor or {}
     def make(part):
-        new, tokenizer = actor_for(store, model_name_or_path, **actor)
-        log = _train(folder, new, tokenizer, tasks, store, settings)
-        tokenizer.save_pretrained(new.save_pretrained(part))
+        new = actor_for(store, model_name_or_path, **actor)
+        log = _train(folder, new, tasks, store, settings)
+        new.save_pretrained(part)
         log.to_csv(part/'log.csv', index=False)
     folder = once(folder, dict(model=model_name_or_path, tasks=len(tasks), sender=store and store.sender, actor=actor, **settings), make)
     where = {k: v for k,v in actor.items() if k in ('dtype', 'device')}
-    return ModelWithInsertedHiddenState.from_pretrained(folder, **where), load_tokenizer(folder), pd.read_csv(folder/'log.csv')
+    return load_actor(folder, **where), pd.read_csv(folder/'log.csv')
 
 # %% ../../nbs/06_training/11_recipes.ipynb #bb193da9
 def plan_lesson(
@@ -95,13 +95,12 @@ def trained_sender(
     dtype:str='auto', # 'auto', 'float32', 'bfloat16' or 'float16'
     device:str='auto', # 'auto', 'cpu', 'cuda', …
     **settings, # of `ActorArguments`
-)->tuple: # (language model in eval mode, its tokenizer)
+)->Agent: # a language model in eval mode
     "A model that writes plans, from `folder`; trained first, if it is not there. Raises `InterlatError` if it was trained by another recipe."
     def make(part):
-        lm, tokenizer = load_lm(model_name_or_path, dtype, device)
-        wrapped = ModelWithInsertedHiddenState(lm, 1, lm.config.hidden_size, num_heads=1)
-        log = _train(folder, wrapped, tokenizer, [plan_lesson(t) for t in tasks], None, dict(channel='none', **settings))
-        lm.save_pretrained(part)
-        tokenizer.save_pretrained(part)
+        sender = load_lm(model_name_or_path, dtype, device)
+        wrapped = ModelWithInsertedHiddenState(sender.model, 1, sender.model.config.hidden_size, num_heads=1)
+        log = _train(folder, Agent(wrapped, sender.tokenizer), [plan_lesson(t) for t in tasks], None, dict(channel='none', **settings))
+        sender.save_pretrained(part)
         log.to_csv(part/'log.csv', index=False)
     return load_lm(once(folder, dict(model=model_name_or_path, tasks=len(tasks), dtype=dtype, **settings), make), dtype, device)
