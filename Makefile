@@ -17,7 +17,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --log $(VENV)/pi
 TELL := awk '/^ *Downloading .*[MG]B\)/ {print "   ", $$1, $$2, $$3, $$4} \
 	/^Building wheel/ {print "    building", $$NF} /^Installing collected/ {print "    unpacking"} {fflush()}'
 
-.PHONY: help setup demo smollm2 test lab explore export readme pages results bench fixture prepare clean distclean
+.PHONY: help setup demo smollm2 test lab explore export helptexts readme pages results bench fixture prepare clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ explore: $(VENV)/.lab ## open the explorer in JupyterLab
 export: $(VENV)/.dev ## write interlat/*.py from the notebooks, and clean the notebooks
 	@$(BIN)/nbdev_export
 	@$(BIN)/nbdev_clean
+
+helptexts: $(VENV)/.dev ## keep what the commands say to --help
+	@$(BIN)/python -c "from interlat.commands.help import keep_help; keep_help()"
 
 pages: $(VENV)/.dev ## run the pages of results and benchmarks, which show what is kept in data/
 	@cd nbs/pages && ../../$(BIN)/jupyter nbconvert --log-level ERROR --to notebook --execute --inplace results.ipynb benchmarks.ipynb
@@ -94,7 +97,7 @@ fixture: ## keep a part of the last demo as the session that comes with the pack
 	@rm -rf interlat/assets/session
 	@$(BIN)/python -c "from interlat.instruments.session import *; print(copy_session(open_session('data/runs/demo'), 'interlat/assets/session'))"
 
-prepare: export readme pages ## what to run before a commit
+prepare: export helptexts readme pages ## what to run before a commit
 
 clean: ## remove caches and build leftovers; results and .venv stay
 	@rm -rf build dist *.egg-info .pytest_cache .hypothesis

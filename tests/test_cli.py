@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import torch
 from notebooks import ROOT, write_experiment
+from warm import warm
 
 from interlat.commands import cli
 from interlat.runs import cli as run_cli
@@ -192,7 +193,7 @@ def test_eval_refuses(world, messages, tmp_path, refused):
 def receiver(*argv):
     "interlat-receive in a process of its own, and the address that it names."
     code = "import sys; sys.argv[0] = 'interlat-receive'; from interlat.commands.cli import main_receive; main_receive()"
-    p = subprocess.Popen([sys.executable, '-c', code, *map(str, argv)], env={'PYTHONPATH': str(ROOT)}, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    p = subprocess.Popen([*warm(), '-c', code, *map(str, argv)], env={'PYTHONPATH': str(ROOT)}, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     return p, p.stdout.readline().removeprefix('listening at ').strip()
 
 
@@ -251,6 +252,6 @@ def test_run_refuses(tmp_path, refused):
 
 def test_the_process_ends_with_status_2(tmp_path):
     code = "import sys; sys.argv[0] = 'interlat-collect'; from interlat.commands.cli import main_collect; main_collect()"
-    done = subprocess.run([sys.executable, '-c', code, 'chess'], cwd=tmp_path, env={'PYTHONPATH': str(ROOT)}, text=True, capture_output=True)
+    done = subprocess.run([*warm(), '-c', code, 'chess'], cwd=tmp_path, env={'PYTHONPATH': str(ROOT)}, text=True, capture_output=True)
     assert done.returncode == 2
     assert done.stderr.strip() == 'error: the first word must be alfworld or math or custom, found chess; see interlat-collect --help'

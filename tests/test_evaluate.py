@@ -1,5 +1,5 @@
 "Conditions, contenders and seeds; kills, full disks and read-only folders."
-import json, os, resource, signal, subprocess, sys, tempfile, time
+import json, os, resource, signal, subprocess, tempfile, time
 from pathlib import Path
 
 import pandas as pd
@@ -7,14 +7,16 @@ import pytest
 import torch
 
 import cast
+from warm import warm
 import interlat.games.batch
 from interlat.games.env import GameEnv
 from interlat.agents.collect import collect
-from interlat.core.basics import InterlatError
 from interlat.agents.lm import *
 from interlat.evaluation.delivery import *
 from interlat.evaluation.evaluate import *
 from interlat.evaluation.summary import *
+from interlat.core.basics import InterlatError
+from interlat.evaluation.log import GameLog
 from interlat.messages.message import MessageStore
 from interlat.messages.perturb import VARIANTS
 from interlat.evaluation.rollout import Episode
@@ -23,7 +25,7 @@ CONDITIONS = ['latent', 'no_comm', 'cross_task', 'white_noise', 'no_cot']
 SHORT = dict(max_new_tokens=5, max_steps=3, progress=False)
 
 
-def crew(folder, n=6):
+def make_crew(folder, n=6):
     "What `evaluate` needs: actor, games, store; and the actor of `no_cot`."
     games = cast.games(Path(folder)/'games', n)
     tok = cast.tokenizer(games)
@@ -32,54 +34,64 @@ def crew(folder, n=6):
     return (Agent(cast.actor(base, tok), tok), games, store), dict(no_cot=Agent(cast.actor(base, tok, seed=1), tok))
 
 
-def run(folder, out, conditions=CONDITIONS, **kw):
-    args, actors = crew(folder)
-    return evaluate(*args, conditions, Path(folder)/out, actors=actors, **{**SHORT, **kw})
+def evaluate_crew(crew, out, conditions=CONDITIONS, **kw):
+    args, actors = crew
+    return evaluate(*args, conditions, out, actors=actors, **{**SHORT, **kw})
+
+
+@pytest.fixture(scope='module')
+def crew(tmp_path_factory): return make_crew(tmp_path_factory.mktemp('crew'))
+
+
+@pytest.fixture
+def run(crew, tmp_path):
+    "A function that evaluates the crew in a folder of this test."
+    return lambda out, *args, **kw: evaluate_crew(crew, tmp_path/out, *args, **kw)
 
 
 SLOW = """
-import sys, time
+import os, sys, time
+print(os.getpid(), flush=True)
 sys.path.insert(0, {tests!r})
 from test_evaluate import *
 def slowly(self, *args, append=GameLog.append):
     append(self, *args)
     time.sleep(.1)
 GameLog.append = slowly
-run({folder!r}, 'killed', batch_size=2)
+evaluate_crew(make_crew({folder!r}), {folder!r} + '/killed', batch_size=2)
 """
 
 
 def rows(path): return path.read_text().count('\n') - 1 if path.exists() else 0
 
 
-def test_killed_and_resumed_nothing_is_lost_or_played_twice(tmp_path):
-    crew(tmp_path)
+def test_killed_and_resumed_nothing_is_lost_or_played_twice(run, tmp_path):
     log = tmp_path/'killed'/'games.csv'
-    child = subprocess.Popen([sys.executable, '-c', SLOW.format(tests=str(Path(__file__).parent), folder=str(tmp_path))])
-    while rows(log) < 8 and child.poll() is None: time.sleep(.02)
-    os.kill(child.pid, signal.SIGKILL)
-    assert child.wait() == -signal.SIGKILL and 8 <= rows(log) < 30
+    with subprocess.Popen([*warm(), '-c', SLOW.format(tests=str(Path(__file__).parent), folder=str(tmp_path))], stdout=subprocess.PIPE) as child:
+        while rows(log) < 8 and child.poll() is None: time.sleep(.02)
+        os.kill(int(child.stdout.readline()), signal.SIGKILL)
+        assert child.wait() == -signal.SIGKILL and 8 <= rows(log) < 30
     log.write_bytes(log.read_bytes()[:-5]) # and its last line half written
     kept = log.read_text().splitlines()[1:-1]
-    result = run(tmp_path, 'killed', batch_size=8)
+    result = run('killed', batch_size=8)
     lines = log.read_text().splitlines()
     assert lines[1:len(kept)+1] == kept and len(lines) == 31 and len(set(lines)) == 31
-    whole = run(tmp_path, 'whole', batch_size=1)
+    whole = run('whole', batch_size=1)
     order = ['condition', 'game_id', 'seed']
     pd.testing.assert_frame_equal(result.sort_values(order, ignore_index=True), whole.sort_values(order, ignore_index=True))
     assert summarise(result).equals(summarise(whole)) and paired(result).equals(paired(whole))
 
 
-def test_same_seed_same_bytes_and_other_seed_other_partners(tmp_path):
-    one = run(tmp_path, 'one'), (tmp_path/'one'/'games.csv').read_bytes()
-    run(tmp_path, 'two')
+def test_same_seed_same_bytes_and_other_seed_other_partners(crew, run, tmp_path):
+    one = run('one'), (tmp_path/'one'/'games.csv').read_bytes()
+    run('two')
     assert one[1] == (tmp_path/'two'/'games.csv').read_bytes()
-    games = crew(tmp_path)[0][1]
+    games = crew[0][1]
     assert partners(games) != partners(games, 5) and partners(games) == partners(games[::-1])
 
 
-def test_a_game_that_breaks_is_an_error_row(tmp_path, monkeypatch):
-    (actor, games, store), _ = crew(tmp_path)
+def test_a_game_that_breaks_is_an_error_row(crew, tmp_path, monkeypatch):
+    (actor, games, store), _ = crew
     class Breaks(GameEnv):
         def step(self, command):
             if str(self.game_file) == games[1].source: raise RuntimeError('pipe, "closed"\nagain')
@@ -96,51 +108,52 @@ def test_a_game_that_breaks_is_an_error_row(tmp_path, monkeypatch):
     assert ','.join(got) == 'condition,game_id,task_type,won,steps,error,seed,unparsable,actions,outputs'
 
 
-def test_tables_agree_with_pandas_own_reading(tmp_path):
+def test_tables_agree_with_pandas_own_reading(run, tmp_path):
     "Someone who reads games.csv with plain pandas gets the same summary."
-    run(tmp_path, 'out', ['latent', 'no_comm'])
+    run('out', ['latent', 'no_comm'])
     plain = pd.read_csv(tmp_path/'out'/'games.csv')
     pd.testing.assert_frame_equal(summarise(plain), write_tables(tmp_path/'out')[0])
 
 
-def test_a_store_of_another_width_is_refused_before_anything_is_played(tmp_path):
-    (actor, games, _), _ = crew(tmp_path)
+def test_a_store_of_another_width_is_refused_before_anything_is_played(crew, tmp_path):
+    (actor, games, _), _ = crew
     wide = cast.lm(actor.tokenizer, hidden_size=48)
     other = collect(Agent(wide, actor.tokenizer), games, MessageStore(tmp_path/'wide', sender='wide'), max_new_tokens=4, progress=False)
     with pytest.raises(InterlatError, match='has width 48, wanted width 32'): evaluate(actor, games, other, ['latent'], tmp_path/'out', **SHORT)
     assert not (tmp_path/'out').exists()
 
 
-def test_no_cot_alone_needs_no_store_and_can_be_added_later(tmp_path):
-    (actor, games, store), actors = crew(tmp_path)
+def test_no_cot_alone_needs_no_store_and_can_be_added_later(crew, tmp_path):
+    (actor, games, store), actors = crew
     evaluate(actor, games, MessageStore(tmp_path/'empty'), ['no_comm'], tmp_path/'out', **SHORT)
     evaluate(actor, games, None, ['no_cot'], tmp_path/'out', actors=actors, **SHORT)
     got = evaluate(actor, games, store, ['latent', 'no_cot'], tmp_path/'out', actors=actors, **SHORT)
     assert got.condition.value_counts().to_dict() == dict(latent=6, no_cot=6)
-    store.sender = 'someone else'
-    with pytest.raises(InterlatError, match='made with sender s, now someone else'): evaluate(actor, games, store, ['latent'], tmp_path/'out', **SHORT)
+    renamed = MessageStore(store.path)
+    renamed.sender = 'someone else'
+    with pytest.raises(InterlatError, match='made with sender s, now someone else'): evaluate(actor, games, renamed, ['latent'], tmp_path/'out', **SHORT)
 
 
-def test_settings_that_played_nothing_bind_nobody(tmp_path):
-    with pytest.raises(InterlatError, match='max_steps must be'): run(tmp_path, 'out', ['latent'], max_steps=0)
-    assert len(run(tmp_path, 'out', ['latent'])) == 6
-    with pytest.raises(InterlatError, match='made with max_steps 3, now 4'): run(tmp_path, 'out', ['latent'], max_steps=4)
+def test_settings_that_played_nothing_bind_nobody(run, tmp_path):
+    with pytest.raises(InterlatError, match='max_steps must be'): run('out', ['latent'], max_steps=0)
+    assert len(run('out', ['latent'])) == 6
+    with pytest.raises(InterlatError, match='made with max_steps 3, now 4'): run('out', ['latent'], max_steps=4)
     (tmp_path/'file').write_text('')
-    with pytest.raises(InterlatError, match='cannot make the folder'): run(tmp_path, 'file/out', ['latent'])
+    with pytest.raises(InterlatError, match='cannot make the folder'): run('file/out', ['latent'])
 
 
-def test_seeds_are_played_where_something_is_drawn_and_added_later(tmp_path):
-    first = run(tmp_path, 'out', ['latent', 'zero_message', 'mean_message', 'white_noise', 'cross_task'])
+def test_seeds_are_played_where_something_is_drawn_and_added_later(run):
+    first = run('out', ['latent', 'zero_message', 'mean_message', 'white_noise', 'cross_task'])
     assert len(first) == 30 and set(first.seed) == {0}
-    both = run(tmp_path, 'out', ['latent', 'zero_message', 'mean_message', 'white_noise', 'cross_task'], seeds=[3, 0])
+    both = run('out', ['latent', 'zero_message', 'mean_message', 'white_noise', 'cross_task'], seeds=[3, 0])
     assert both.groupby('condition').seed.unique().map(sorted).to_dict() == dict(latent=[0], zero_message=[0], mean_message=[0], white_noise=[0, 3], cross_task=[0, 3])
     assert not both.duplicated(['condition', 'seed', 'game_id']).any() and len(both) == 42
     for bad in ((), (1, 1), 2):
-        with pytest.raises(InterlatError, match='seeds must be different integers, at least one'): run(tmp_path, 'out', seeds=bad)
+        with pytest.raises(InterlatError, match='seeds must be different integers, at least one'): run('out', seeds=bad)
 
 
 def test_every_condition_of_the_paper_plays(tmp_path):
-    (actor, games, store), _ = crew(tmp_path, 12)
+    (actor, games, store), _ = make_crew(tmp_path, 12)
     tok = actor.tokenizer
     other = collect(Agent(cast.lm(tok, hidden_size=48), tok), games, MessageStore(tmp_path/'other', sender='another family'), max_new_tokens=7, progress=False)
     from interlat.agents.actor import ModelWithInsertedHiddenState
@@ -161,8 +174,8 @@ def test_every_condition_of_the_paper_plays(tmp_path):
         evaluate(actor, games, store, ['cross_family'], tmp_path/'out', dict(cross_family=Contender(actor, 'cross_family', other)), **SHORT)
 
 
-def test_a_contender_is_bound_to_its_weights_sender_and_variant(tmp_path):
-    (actor, games, store), actors = crew(tmp_path)
+def test_a_contender_is_bound_to_its_weights_sender_and_variant(crew, tmp_path):
+    (actor, games, store), actors = crew
     def play(who, **kw): return evaluate(actor, games, store, ['mine'], tmp_path/'out', dict(mine=who), **SHORT)
     assert len(play(Contender(actors['no_cot']))) == 6
     with pytest.raises(InterlatError, match='made with actor of mine .*, now'): play(Contender(actor))
@@ -171,8 +184,8 @@ def test_a_contender_is_bound_to_its_weights_sender_and_variant(tmp_path):
     with pytest.raises(InterlatError, match='made with sender of mine s, now t'): play(Contender(actors['no_cot'], store=again))
 
 
-def test_sampling_is_drawn_for_every_condition_and_seed(tmp_path, monkeypatch):
-    (actor, games, store), actors = crew(tmp_path)
+def test_sampling_is_drawn_for_every_condition_and_seed(crew, tmp_path, monkeypatch):
+    (actor, games, store), actors = crew
     calls = []
     def play(actor, games, messages, channel, **kw):
         calls.append((channel, kw['temperature'], kw['seed'], kw['batch_size']))
@@ -197,8 +210,8 @@ def test_partners_by_looking_at_every_pair(tmp_path, variant, same):
     for a in kind: assert seen[a] == {b for b in kind if b != a and (kind[a] == kind[b]) == same}
 
 
-def test_mean_of_the_others_one_by_one(tmp_path):
-    (_, games, store), _ = crew(tmp_path)
+def test_mean_of_the_others_one_by_one(crew):
+    (_, games, store), _ = crew
     mean = others_mean(store, games)
     for g in games:
         slow = torch.cat([store[o.task_id].h for o in games if o is not g]).double().mean(0)
@@ -208,7 +221,7 @@ def test_mean_of_the_others_one_by_one(tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_found_out_before_anything_is_played(monkeypatch):
     with tempfile.TemporaryDirectory() as d:
-        args, actors = crew(d)
+        args, actors = make_crew(d)
         for p in (d, *Path(d).rglob('*')): os.chmod(p, 0o755)
         shut = Path(d)/'shut'
         shut.mkdir()
@@ -224,16 +237,15 @@ def test_a_folder_that_cannot_be_written_is_found_out_before_anything_is_played(
         assert not list(shut.iterdir())
 
 
-def test_a_disk_that_fills_up_midway_keeps_what_is_there(tmp_path):
-    whole = run(tmp_path, 'whole')
+def test_a_disk_that_fills_up_midway_keeps_what_is_there(run, tmp_path):
+    whole = run('whole')
     size = (tmp_path/'whole'/'games.csv').stat().st_size
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    crew(tmp_path)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size//2, hard))
     try:
-        with pytest.raises(InterlatError, match='cannot write .*games.csv: File too large; results so far stay'): run(tmp_path, 'full')
+        with pytest.raises(InterlatError, match='cannot write .*games.csv: File too large; results so far stay'): run('full')
     finally: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     kept = (tmp_path/'full'/'games.csv').read_text().splitlines()[:-1] # the last line is torn
     assert 8 < len(kept) < 25
-    pd.testing.assert_frame_equal(run(tmp_path, 'full'), whole)
+    pd.testing.assert_frame_equal(run('full'), whole)
     assert (tmp_path/'full'/'games.csv').read_text().splitlines()[:len(kept)] == kept

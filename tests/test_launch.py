@@ -1,8 +1,12 @@
 "A training that several processes share, started from Python."
+import shlex
+from pathlib import Path
+
 import pandas as pd
 import pytest
 import torch
 from torch.testing import assert_close
+from warm import warm
 
 from interlat.commands import launch as room
 from interlat.games.generate import generate_games
@@ -22,6 +26,18 @@ def world(tmp_path_factory):
     sender = load_lm('tiny-qwen2', device='cpu')
     files = generate_games(folder/'games', 6, 'train')
     return folder, collect(sender, [game_task(f) for f in files], MessageStore(folder/'messages', sender='tiny-qwen2'), max_new_tokens=12)
+
+
+@pytest.fixture(autouse=True)
+def programs(tmp_path, monkeypatch):
+    "`launch` finds torchrun and interlat-train in a Python that is warm already; the program that is installed is there, too."
+    assert Path(room._program('interlat-train')).is_file()
+    main = "import sys; sys.argv[0] = 'interlat-train'; from interlat.commands.cli import main_train; main_train()"
+    (tmp_path/'bin').mkdir()
+    for name, words in dict(python=warm(), **{'interlat-train': [*warm(), '-c', main]}).items():
+        (tmp_path/'bin'/name).write_text(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
+        (tmp_path/'bin'/name).chmod(0o755)
+    monkeypatch.setattr(room.sys, 'executable', str(tmp_path/'bin'/'python'))
 
 
 def test_two_processes_train_what_one_trains(world, monkeypatch, capfd):

@@ -1,11 +1,13 @@
 "Problems and tables all the way, from the command line and in Python: made, collected, trained on, compressed, asked and graded."
-import json, os, re, signal, subprocess, sys, time
+import json, os, re, signal, subprocess, time
+from functools import cache
 from pathlib import Path
 
 import cast
 import pandas as pd
 import pytest
 from test_cli import call
+from warm import warm
 
 from interlat.commands import cli
 from interlat.core.basics import InterlatError
@@ -81,8 +83,9 @@ def test_samples_are_all_trained_on_and_never_each_others_wrong_message(sender, 
 
 
 SLOW = """
-import sys, time; sys.path.insert(0, {tests!r})
+import os, sys, time; sys.path.insert(0, {tests!r})
 from test_math import ask
+print(os.getpid(), flush=True)
 import interlat.evaluation.questions as q
 whole = q.AnswerLog._write
 q.AnswerLog._write = lambda self, row: (time.sleep(.1), whole(self, row))[1]
@@ -102,10 +105,10 @@ def ask(folder, out, **kw):
 def test_killed_and_resumed_no_answer_is_lost_or_given_twice(tmp_path):
     log = tmp_path/'killed'/'answers.csv'
     lines = lambda: len(log.read_text().splitlines()) if log.exists() else 0
-    child = subprocess.Popen([sys.executable, '-c', SLOW.format(tests=str(Path(__file__).parent), folder=str(tmp_path))])
-    while lines() < 18 and child.poll() is None: time.sleep(.02)
-    os.kill(child.pid, signal.SIGKILL)
-    assert child.wait() == -signal.SIGKILL and 18 <= lines() < 43
+    with subprocess.Popen([*warm(), '-c', SLOW.format(tests=str(Path(__file__).parent), folder=str(tmp_path))], stdout=subprocess.PIPE) as child:
+        while lines() < 18 and child.poll() is None: time.sleep(.02)
+        os.kill(int(child.stdout.readline()), signal.SIGKILL)
+        assert child.wait() == -signal.SIGKILL and 18 <= lines() < 43
     log.write_bytes(log.read_bytes()[:-7]) # and its last line half written
     again = ask(tmp_path, 'killed', batch_size=32)
     whole = ask(tmp_path, 'whole', batch_size=1)
@@ -131,13 +134,16 @@ def test_a_table_of_ones_own(sender, tmp_path, monkeypatch, capsys):
     assert status == 2 and 'sums.jsonl, line 4' in err and "'sum'" in err
 
 
+made = cache(generate_problems)
+
+
 @pytest.mark.parametrize('split', ['train', 'valid', 'test'])
 def test_generated_problems_are_right_and_stay_in_their_split(split):
-    problems = generate_problems(210, split, seed=11)
-    assert problems[:70] == generate_problems(70, split, seed=11), 'more problems hold the fewer'
+    problems = made(105, split, seed=11)
+    assert problems[:35] == made(35, split, seed=11), 'more problems hold the fewer'
     texts = {p.full for p in problems}
-    assert len(texts) == 210
-    for other in {'train', 'valid', 'test'} - {split}: assert not texts & {p.full for p in generate_problems(210, other, seed=12)}
+    assert len(texts) == 105
+    for other in {'train', 'valid', 'test'} - {split}: assert not texts & {p.full for p in made(105, other, seed=12)}
     for p in problems:
         assert p.solution.startswith(p.plan) and r'\boxed' not in p.plan and p.solution.count(r'\boxed') == 1
         assert p.known[5:-1].split(' = ')[0].strip('$') in p.text, 'the question is about the hidden number'

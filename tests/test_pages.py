@@ -1,6 +1,7 @@
 "Pages and documents: cells run, links lead somewhere, tests and targets that are named exist, and every command that is printed anywhere is one."
 import argparse, re, shlex
 from configparser import ConfigParser
+from functools import cache
 from importlib import import_module
 
 import pytest
@@ -37,12 +38,18 @@ def test_links_lead_somewhere(path):
     assert links and [x for x in links if not x.startswith('http') and not (path.parent/x).exists()] == []
 
 
+@cache
+def names_of(file):
+    "The names of the tests in a file."
+    return {*re.findall(r'^def (test_\w+)', file.read_text(encoding='utf-8'), re.M)}
+
+
 @pytest.mark.parametrize('path', [*DOCUMENTS, *PAGES], ids=ids)
 def test_tests_and_targets_that_are_named_exist(path):
-    text = prose(path)
+    text, all_files = prose(path), [*(ROOT/'tests').glob('test_*.py')]
     for line in text.splitlines(): # a line that links to a file of tests names tests in it; any other may name any test
-        files = re.findall(r'\]\(\S*?(tests/test_\w+\.py)\)', line) or sorted({str(p.relative_to(ROOT)) for p in (ROOT/'tests').glob('test_*.py')})
-        known = {name for f in files for name in re.findall(r'^def (test_\w+)', (ROOT/f).read_text(encoding='utf-8'), re.M)}
+        files = [ROOT/f for f in re.findall(r'\]\(\S*?(tests/test_\w+\.py)\)', line)] or all_files
+        known = set().union(*map(names_of, files))
         assert sorted(set(re.findall(r'`(test_\w+)`', line)) - known) == [], line[:200]
     targets = set(re.findall(r'^([a-z0-9]+):', (ROOT/'Makefile').read_text(encoding='utf-8'), re.M))
     assert sorted(set(re.findall(r'(?:^|`)make ([a-z0-9]+)', text, re.M)) - targets) == []

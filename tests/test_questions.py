@@ -1,6 +1,8 @@
 "Answers on disk: kills, odd characters, and what may share a folder."
-import json, os, re, signal, subprocess, sys, time
+import json, os, re, signal, subprocess, time
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -8,15 +10,17 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 import cast
+from warm import warm
+import interlat.evaluation.questions
 from interlat.evaluation.answering import Completion
 from interlat.agents.collect import collect
+from interlat.agents.lm import *
+from interlat.evaluation.questions import *
 from interlat.core.basics import InterlatError
 from interlat.evaluation.evaluate import evaluate
 from interlat.evaluation.log import GameLog, read_log
-from interlat.maths.grade import Grade
+from interlat.maths.grade import Grade, Grader
 from interlat.messages.message import MessageStore
-from interlat.agents.lm import *
-from interlat.evaluation.questions import *
 from interlat.core.tasks import NO_TEXT, Task, further_samples
 
 CONDITIONS = ['latent', 'no_comm', 'cross_task', 'white_noise', 'no_cot']
@@ -24,7 +28,7 @@ SHORT = dict(max_new_tokens=5, workers=1, progress=False)
 SAMPLED = dict(n_samples=3, temperature=.9)
 
 
-def crew(folder, family='qwen2', n=6):
+def make_crew(folder, family='qwen2', n=6):
     "What `evaluate_answers` needs: actor, tasks, store; and the actor of `no_cot`."
     tasks = cast.questions(n)
     tok = cast.tokenizer(tasks, family)
@@ -33,38 +37,60 @@ def crew(folder, family='qwen2', n=6):
     return (Agent(cast.actor(base, tok), tok), tasks, store), dict(no_cot=Agent(cast.actor(base, tok, seed=1), tok))
 
 
-def run(folder, out, conditions=CONDITIONS, family='qwen2', change=lambda tasks: tasks, **kw):
-    (actor, tasks, store), actors = crew(folder, family)
-    return evaluate_answers(actor, change(tasks), store, conditions, Path(folder)/out, actors=actors, **SHORT | kw)
+def ask_crew(crew, out, conditions=CONDITIONS, change=lambda tasks: tasks, **kw):
+    (actor, tasks, store), actors = crew
+    return evaluate_answers(actor, change(tasks), store, conditions, out, actors=actors, **SHORT | kw)
+
+
+@pytest.fixture(scope='module')
+def crews(tmp_path_factory):
+    "A function that gives the crew of a family, the same one each time."
+    return cache(lambda family: make_crew(tmp_path_factory.mktemp('crew'), family))
+
+
+@pytest.fixture(scope='module', autouse=True)
+def graders():
+    "Workers take seconds to start: evaluations of this file with as many, and as much time, have the same ones."
+    made = cache(lambda *how: Grader(*how))
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(interlat.evaluation.questions, 'Grader', lambda *how: nullcontext(made(*how)))
+        yield
+
+
+@pytest.fixture
+def run(crews, tmp_path):
+    "A function that asks a crew in a folder of this test."
+    return lambda out, *args, family='qwen2', **kw: ask_crew(crews(family), tmp_path/out, *args, **kw)
 
 
 SLOW = """
-import sys, time
+import os, sys, time
 sys.path.insert(0, {tests!r})
 import test_questions as t
 def slowly(self, *args, append=t.AnswerLog.append):
     append(self, *args)
     time.sleep(.1)
 t.AnswerLog.append = slowly
-if __name__ == '__main__': t.run({folder!r}, 'killed', seeds=(0, 1), batch_size=4, **t.SAMPLED)
+if __name__ == '__main__':
+    print(os.getpid(), flush=True)
+    t.ask_crew(t.make_crew({folder!r}), {folder!r} + '/killed', seeds=(0, 1), batch_size=4, **t.SAMPLED)
 """
 
 
 def rows(path): return path.read_text().count('\n') - 1 if path.exists() else 0
 
 
-def test_killed_and_resumed_the_bytes_are_the_same(tmp_path):
-    crew(tmp_path)
+def test_killed_and_resumed_the_bytes_are_the_same(run, tmp_path):
     log, script = tmp_path/'killed'/'answers.csv', tmp_path/'slow.py'
     script.write_text(SLOW.format(tests=str(Path(__file__).parent), folder=str(tmp_path)))
-    child = subprocess.Popen([sys.executable, str(script)])
-    while rows(log) < 9 and child.poll() is None: time.sleep(.02)
-    os.kill(child.pid, signal.SIGKILL)
-    assert child.wait() == -signal.SIGKILL and 9 <= rows(log) < 60
+    with subprocess.Popen([*warm(), str(script)], stdout=subprocess.PIPE) as child:
+        while rows(log) < 9 and child.poll() is None: time.sleep(.02)
+        os.kill(int(child.stdout.readline()), signal.SIGKILL)
+        assert child.wait() == -signal.SIGKILL and 9 <= rows(log) < 60
     log.write_bytes(log.read_bytes()[:-5]) # and its last line half written
     kept = log.read_bytes().rsplit(b'\n', 1)[0]
-    result = run(tmp_path, 'killed', seeds=(0, 1), batch_size=7, **SAMPLED)
-    whole = run(tmp_path, 'whole', seeds=(0, 1), batch_size=100, **SAMPLED)
+    result = run('killed', seeds=(0, 1), batch_size=7, **SAMPLED)
+    whole = run('whole', seeds=(0, 1), batch_size=100, **SAMPLED)
     done = log.read_bytes()
     assert done.startswith(kept) and done == (tmp_path/'whole'/'answers.csv').read_bytes() and rows(log) == 60
     pd.testing.assert_frame_equal(result, whole)
@@ -72,22 +98,22 @@ def test_killed_and_resumed_the_bytes_are_the_same(tmp_path):
 
 
 @pytest.mark.parametrize('family', ['qwen2', 'llama'])
-def test_neither_batch_nor_order_nor_company_matters(tmp_path, family):
+def test_neither_batch_nor_order_nor_company_matters(run, family):
     pattern = r'(?s).'
-    def sorted_run(out, **kw): return run(tmp_path, out, family=family, pattern=pattern, **SAMPLED | kw).sort_values(['condition', 'task_id', 'sample'], ignore_index=True)
+    def sorted_run(out, **kw): return run(out, family=family, pattern=pattern, **SAMPLED | kw).sort_values(['condition', 'task_id', 'sample'], ignore_index=True)
     whole = sorted_run('whole', batch_size=100)
     assert whole.answer.notna().all() and whole.output.nunique() > 30
     pd.testing.assert_frame_equal(whole, sorted_run('one', batch_size=1))
     pd.testing.assert_frame_equal(whole, sorted_run('back', batch_size=4, change=lambda tasks: tasks[::-1], conditions=CONDITIONS[::-1]))
-    few = run(tmp_path, 'few', ['latent', 'white_noise'], family, lambda tasks: tasks[2:4], pattern=pattern, **SAMPLED)
+    few = run('few', ['latent', 'white_noise'], lambda tasks: tasks[2:4], family=family, pattern=pattern, **SAMPLED)
     wanted = whole.merge(few[['condition', 'task_id', 'sample']])
     pd.testing.assert_frame_equal(few.sort_values(['condition', 'task_id', 'sample'], ignore_index=True), wanted)
 
 
-def test_seeds_where_something_is_drawn(tmp_path):
-    greedy = run(tmp_path, 'greedy', seeds=(3, 4))
+def test_seeds_where_something_is_drawn(run):
+    greedy = run('greedy', seeds=(3, 4))
     assert greedy.groupby('condition', sort=False).seed.agg(lambda s: sorted(set(s))).to_dict() == dict(latent=[3], no_comm=[3], cross_task=[3, 4], white_noise=[3, 4], no_cot=[3])
-    sampled = run(tmp_path, 'sampled', ['latent'], seeds=(3, 4), **SAMPLED)
+    sampled = run('sampled', ['latent'], seeds=(3, 4), **SAMPLED)
     assert sampled.groupby('seed').output.agg(tuple).nunique() == 2 and sorted(set(sampled.seed)) == [3, 4]
 
 
@@ -139,52 +165,52 @@ def test_what_no_table_can_keep_is_refused_at_the_door():
     assert not NO_TEXT.search('🙂\x01\ufffe')
 
 
-def test_a_changed_question_is_noticed(tmp_path):
+def test_a_changed_question_is_noticed(run, tmp_path):
     "Under the same ids: another prompt, what was private told, another answer, another expert's question."
-    base = run(tmp_path, 'out', ['latent'], change=lambda tasks: tasks[:4])
+    base = run('out', ['latent'], change=lambda tasks: tasks[:4])
     before = (tmp_path/'out'/'answers.csv').read_bytes()
     def told(tasks, **kw): return [*tasks[:2], replace(tasks[2], **kw), *tasks[3:]]
     ask = [dict(role='user', content='Otherwise?'), dict(role='assistant', content='So.')]
     for kw in (dict(turns=ask), dict(answer='12345')):
-        with pytest.raises(InterlatError, match=r"results in .* were made with another task 'test/[a-z_]+/2': .*; use another folder"): run(tmp_path, 'out', ['latent'], change=lambda tasks: told(tasks, **kw))
-    with pytest.raises(InterlatError, match='another task'): run(tmp_path, 'out', ['no_comm'], change=lambda tasks: told(tasks, answer='12345')), 'in another condition, too'
+        with pytest.raises(InterlatError, match=r"results in .* were made with another task 'test/[a-z_]+/2': .*; use another folder"): run('out', ['latent'], change=lambda tasks: told(tasks, **kw))
+    with pytest.raises(InterlatError, match='another task'): run('out', ['no_comm'], change=lambda tasks: told(tasks, answer='12345')), 'in another condition, too'
     assert (tmp_path/'out'/'answers.csv').read_bytes() == before
-    more = run(tmp_path, 'out', ['latent', 'no_comm'], change=lambda tasks: told(tasks, plan='Otherwise.')) # what the sender reads is in its messages
+    more = run('out', ['latent', 'no_comm'], change=lambda tasks: told(tasks, plan='Otherwise.')) # what the sender reads is in its messages
     assert len(more) == 12 and more[:4].equals(base)
     settings = json.loads((tmp_path/'out'/'evaluate.json').read_text())
     assert len(settings['tasks']) == 6 and all(re.fullmatch('[0-9a-f]{8}', d) for d in settings['tasks'].values())
 
 
-def test_results_from_before_tasks_were_noted_are_completed(tmp_path):
-    run(tmp_path, 'out', ['latent'], change=lambda tasks: tasks[:3])
+def test_results_from_before_tasks_were_noted_are_completed(run, tmp_path):
+    run('out', ['latent'], change=lambda tasks: tasks[:3])
     path = tmp_path/'out'/'evaluate.json'
     path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != 'tasks'}))
-    assert len(run(tmp_path, 'out', ['latent'])) == 6 and len(json.loads(path.read_text())['tasks']) == 6
+    assert len(run('out', ['latent'])) == 6 and len(json.loads(path.read_text())['tasks']) == 6
 
 
 @pytest.mark.parametrize('name,kw', [('n_samples', dict(n_samples=2, temperature=.9)), ('pattern', dict(pattern='x')), ('temperature', dict(temperature=.5)), ('max_new_tokens', dict(max_new_tokens=9)), ('time_limit', dict(time_limit=2.))])
-def test_other_ways_to_ask_need_another_folder(tmp_path, name, kw):
-    run(tmp_path, 'out', ['latent'], **SAMPLED if name == 'n_samples' else {})
-    with pytest.raises(InterlatError, match=f'were made with {name} '): run(tmp_path, 'out', ['latent'], **kw)
-    run(tmp_path, 'out', ['latent'], **(SAMPLED if name == 'n_samples' else {}) | dict(workers=2, batch_size=3))
+def test_other_ways_to_ask_need_another_folder(run, name, kw):
+    run('out', ['latent'], **SAMPLED if name == 'n_samples' else {})
+    with pytest.raises(InterlatError, match=f'were made with {name} '): run('out', ['latent'], **kw)
+    run('out', ['latent'], **(SAMPLED if name == 'n_samples' else {}) | dict(workers=2, batch_size=3))
 
 
-def test_games_and_questions_do_not_share_a_folder(tmp_path):
-    (actor, tasks, store), _ = crew(tmp_path)
-    run(tmp_path, 'questions', ['no_comm'])
+def test_games_and_questions_do_not_share_a_folder(crews, run, tmp_path):
+    (actor, tasks, store), _ = crews('qwen2')
+    run('questions', ['no_comm'])
     noted = (tmp_path/'questions'/'evaluate.json').read_text()
     games = cast.games(tmp_path/'games', 2)
     with pytest.raises(InterlatError, match='questions holds the results of another kind of evaluation, answers.csv; use another folder'):
         evaluate(actor, games, None, ['no_comm'], tmp_path/'questions', max_steps=1, max_new_tokens=2, progress=False)
     assert (tmp_path/'questions'/'evaluate.json').read_text() == noted and not (tmp_path/'questions'/'games.csv').exists()
     evaluate(actor, games, None, ['no_comm'], tmp_path/'played', max_steps=1, max_new_tokens=2, progress=False)
-    with pytest.raises(InterlatError, match='another kind of evaluation, games.csv'): run(tmp_path, 'played', ['no_comm'])
+    with pytest.raises(InterlatError, match='another kind of evaluation, games.csv'): run('played', ['no_comm'])
     with pytest.raises(InterlatError, match='has columns condition,game_id'): read_answers(tmp_path/'played'/'games.csv')
     with pytest.raises(InterlatError, match='has columns condition,task_id'): GameLog(tmp_path/'questions'/'answers.csv')
 
 
-def test_refused_before_anything_is_asked(tmp_path):
-    (actor, tasks, store), _ = crew(tmp_path)
+def test_refused_before_anything_is_asked(crews, tmp_path):
+    (actor, tasks, store), _ = crews('qwen2')
     def bad(match, tasks=tasks, conditions=['latent'], store=store, **kw):
         with pytest.raises(InterlatError, match=match): evaluate_answers(actor, tasks, store, conditions, tmp_path/'out', **SHORT | kw)
     mute = Task('mute', 'sums', tasks[0].prompt, answer='1')
@@ -230,8 +256,8 @@ def test_a_binary_file_is_no_table(tmp_path):
     with pytest.raises(InterlatError, match='answers.csv is damaged'): read_answers(tmp_path/'answers.csv')
 
 
-def test_more_that_is_refused(tmp_path):
-    (actor, tasks, store), _ = crew(tmp_path)
+def test_more_that_is_refused(crews, tmp_path):
+    (actor, tasks, store), _ = crews('qwen2')
     def bad(match, tasks=tasks, **kw):
         with pytest.raises(InterlatError, match=match): evaluate_answers(actor, tasks, store, ['white_noise'], tmp_path/'out', **SHORT | kw)
     bad('6 of 6 tasks have no reference answer', tasks=[replace(t, answer=' ') for t in tasks])

@@ -9,24 +9,22 @@ __all__ = ['GamesArguments', 'games', 'main_games', 'ProblemsArguments', 'proble
 
 # %% ../../nbs/11_commands/06_cli.ipynb #1f7ced4c
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.basics import *
 from ..core.tasks import *
 from ..core.arguments import *
-from ..agents.lm import *
-from .sources import *
 
 # %% ../../nbs/11_commands/06_cli.ipynb #09322258
 @dataclass
 class GamesArguments:
     "New, certified games in ALFWorld's own format."
-    out:str = field(metadata=dict(help='folder for the splits'))
-    n:int = field(metadata=dict(help='how many games'))
-    split:str = field(default='train', metadata=dict(help='train, valid_seen or valid_unseen'))
-    seed:int = field(default=0, metadata=dict(help='the same seed gives the same bytes'))
-    size:str = field(default='small', metadata=dict(help='small or full'))
+    out:str = needed('folder for the splits')
+    n:int = needed('how many games')
+    split:str = option('train', 'train, valid_seen or valid_unseen')
+    seed:int = option(0, 'the same seed gives the same bytes')
+    size:str = option('small', 'small or full')
 
 def games(
     argv:list[str], # words of the command line
@@ -43,10 +41,10 @@ def main_games(): command(games)
 @dataclass
 class ProblemsArguments:
     "New MATH-like problems, with worked solutions that sympy has checked, as MATH's folders."
-    out:str = field(metadata=dict(help='folder for the splits'))
-    n:int = field(metadata=dict(help='how many problems'))
-    split:str = field(default='train', metadata=dict(help='train, valid or test; no problem is ever in two of them'))
-    seed:int = field(default=0, metadata=dict(help='the same seed gives the same problems'))
+    out:str = needed('folder for the splits')
+    n:int = needed('how many problems')
+    split:str = option('train', 'train, valid or test; no problem is ever in two of them')
+    seed:int = option(0, 'the same seed gives the same problems')
 
 def problems(
     argv:list[str], # words of the command line
@@ -65,17 +63,17 @@ def main_problems(): command(problems)
 @dataclass
 class CollectArguments:
     "Messages of a sender, or of a student in K states, for every task of a split. Started again, it goes on where it was."
-    model_name_or_path:str = field(metadata=dict(help='sender: a preset, folder, GGUF file or hub id; or a student of interlat-compress'))
-    output_dir:str = field(metadata=dict(help='message store'))
-    batch_size:int = field(default=32, metadata=dict(help='plans written at a time'))
-    max_new_tokens:int = field(default=800, metadata=dict(help='most tokens of a plan'))
-    temperature:float = field(default=0., metadata=dict(help='0: the most probable token each time'))
-    num_samples:int = field(default=1, metadata=dict(help='messages for each task, at a temperature above 0'))
-    K:int|None = field(default=None, metadata=dict(help="reason in K latent steps instead of writing; for a student: another K than its own"))
-    feedback:str = field(default='norm', metadata=dict(help='with --K, how the states of a model that is no student go back in: norm or ridge'))
-    seed:int = field(default=0, metadata=dict(help='of the sampling'))
-    device:str = field(default='auto', metadata=dict(help='auto, cpu, cuda, cuda:N or mps'))
-    dtype:str = field(default='auto', metadata=dict(help='auto, float32, bfloat16 or float16'))
+    model_name_or_path:str = needed('sender: a preset, folder, GGUF file or hub id; or a student of interlat-compress')
+    output_dir:str = needed('message store')
+    batch_size:int = option(32, 'plans written at a time')
+    max_new_tokens:int = option(800, 'most tokens of a plan')
+    temperature:float = option(0., '0: the most probable token each time')
+    num_samples:int = option(1, 'messages for each task, at a temperature above 0')
+    K:int|None = option(None, 'reason in K latent steps instead of writing; for a student: another K than its own')
+    feedback:str = option('norm', 'with --K, how the states of a model that is no student go back in: norm or ridge')
+    seed:int = option(0, 'of the sampling')
+    device:str = option('auto', 'auto, cpu, cuda, cuda:N or mps')
+    dtype:str = option('auto', 'auto, float32, bfloat16 or float16')
 
 # %% ../../nbs/11_commands/06_cli.ipynb #652554bf
 def _reason(args, is_student, tasks, name):
@@ -83,7 +81,6 @@ def _reason(args, is_student, tasks, name):
     from interlat.agents.lm import Agent, load_lm, load_tokenizer
     from interlat.messages.message import MessageStore
     from interlat.compression.reason import LatentStudent, collect_latents
-    from interlat.core.basics import check_choice, check_range
     check_range(1, K=args.K)
     check_choice(('norm', 'ridge'), feedback=args.feedback)
     name_or_path, where = args.model_name_or_path, (args.dtype, args.device)
@@ -95,28 +92,34 @@ def _reason(args, is_student, tasks, name):
     store = MessageStore(args.output_dir, sender=f"{name}, K={args.K or student.settings['K']}{how}")
     return collect_latents(Agent(student, tokenizer), tasks, store, args.K, args.batch_size)
 
-def _to_write(args, data, latent):
+def _write(args, tasks, name):
+    "A store of messages that are written."
+    from interlat.agents.collect import collect
+    from interlat.agents.lm import load_lm
+    from interlat.messages.message import MessageStore
+    store = MessageStore(args.output_dir, sender=name)
+    sender = load_lm(args.model_name_or_path, args.dtype, args.device)
+    return collect(sender, tasks, store, args.batch_size, args.seed,
+                   max_new_tokens=args.max_new_tokens, temperature=args.temperature)
+
+def _tasks(args, data, latent):
     "The tasks, with the samples of each. Raises `InterlatError` for samples that would all be the same."
     if args.num_samples > 1 and (latent or not args.temperature):
-        raise InterlatError(f"{args.num_samples} samples of a task are all the same {'in latent steps' if latent else 'at temperature 0'}; {'leave num_samples out' if latent else 'give a temperature, e.g. 0.7'}")
+        why, hint = ('in latent steps', 'leave num_samples out') if latent else ('at temperature 0', 'give a temperature, e.g. 0.7')
+        raise InterlatError(f"{args.num_samples} samples of a task are all the same {why}; {hint}")
     return further_samples(data.tasks(), args.num_samples)
 
 def collect(
     argv:list[str], # words of the command line
 )->None:
     "Collect messages and show the store."
+    from interlat.commands.sources import SOURCES
     args, data = parse(CollectArguments, argv, CollectArguments.__doc__, SOURCES)
-    from interlat.messages.message import MessageStore
     is_student = (Path(args.model_name_or_path)/'student.json').exists()
     latent = is_student or args.K is not None
-    tasks, name = _to_write(args, data, latent), sender_label(args.model_name_or_path, data.sees, 0. if latent else args.temperature, args.seed)
-    if latent: done = _reason(args, is_student, tasks, name)
-    else:
-        from interlat.agents.collect import collect as write
-        from interlat.agents.lm import load_lm
-        store = MessageStore(args.output_dir, sender=name)
-        sender = load_lm(args.model_name_or_path, args.dtype, args.device)
-        done = write(sender, tasks, store, args.batch_size, args.seed, max_new_tokens=args.max_new_tokens, temperature=args.temperature)
+    tasks = _tasks(args, data, latent)
+    name = sender_label(args.model_name_or_path, data.sees, 0. if latent else args.temperature, args.seed)
+    done = _reason(args, is_student, tasks, name) if latent else _write(args, tasks, name)
     if int(os.environ.get('RANK', 0)) == 0: print(done)
 
 def main_collect(): command(collect)
@@ -128,8 +131,10 @@ def train(
     "Train an actor; it, its checkpoints and `log.csv` go to `--output_dir`."
     from interlat.agents.new_actor import ActorConfig
     from interlat.training.settings import ActorArguments
+    from interlat.commands.sources import SOURCES
     from interlat.commands.train import Messages, train_from
-    config, messages, args, data = parse((ActorConfig, Messages, ActorArguments), argv, "An actor trained on experts' conversations and a sender's messages.", SOURCES, 'alfworld')
+    types, about = (ActorConfig, Messages, ActorArguments), "An actor trained on experts' conversations and a sender's messages."
+    config, messages, args, data = parse(types, argv, about, SOURCES, 'alfworld')
     trainer = train_from(config, data, messages, args)
     if trainer.args.process_index == 0: print(f"{trainer.model.actor}\nsaved in {trainer.args.output_dir}")
 
@@ -141,8 +146,10 @@ def compress(
 )->None:
     "Train a student; it, its checkpoints and `log.csv` go to `--output_dir`."
     from interlat.compression.compress import CompressionArguments, StudentConfig
+    from interlat.commands.sources import SOURCES
     from interlat.commands.train import Messages, compress_from
-    config, messages, args, data = parse((StudentConfig, Messages, CompressionArguments), argv, "A student that says in K states what a sender says in hundreds.", SOURCES, 'alfworld')
+    types, about = (StudentConfig, Messages, CompressionArguments), "A student that says in K states what a sender says in hundreds."
+    config, messages, args, data = parse(types, argv, about, SOURCES, 'alfworld')
     trainer = compress_from(config, data, messages, args)
     if trainer.args.process_index == 0: print(f"{trainer.kept}\nsaved in {trainer.args.output_dir}")
 
@@ -162,11 +169,11 @@ def main_eval(): command(evaluate)
 @dataclass
 class ReplayArguments:
     "Play the commands of a finished evaluation again in stock TextWorld, and confirm every game that was won or lost."
-    output_dir:str = field(metadata=dict(help='folder of the evaluation, with its games.csv'))
-    data_path:str = field(default='', metadata=dict(help='folder of games; empty: $ALFWORLD_DATA, where alfworld-download puts them'))
-    engine:str = field(default='textworld', metadata=dict(help='textworld, or native'))
-    workers:int = field(default=1, metadata=dict(help='processes to play in; 0: this one'))
-    num_rows:int|None = field(default=None, metadata=dict(help='only the first so many rows', aliases=['--limit']))
+    output_dir:str = needed('folder of the evaluation, with its games.csv')
+    data_path:str = option('', 'folder of games; empty: $ALFWORLD_DATA, where alfworld-download puts them')
+    engine:str = option('textworld', 'textworld, or native')
+    workers:int = option(1, 'processes to play in; 0: this one')
+    num_rows:int|None = option(None, 'only the first so many rows', '--limit')
 
 def replay(
     argv:list[str], # words of the command line
@@ -176,8 +183,12 @@ def replay(
     from interlat.evaluation.replay import replay_log
     rows = replay_log(args.output_dir, args.data_path, args.engine, args.workers, args.num_rows)
     wrong = rows[rows.agree.astype(str) != 'True']
-    if len(wrong): raise InterlatError(f"{len(wrong)} of {len(rows)} games do not end as recorded, {wrong.game_id.iloc[0]} under {wrong.condition.iloc[0]} the first; see {args.output_dir}/replay.csv")
-    print(f"{len(rows)} of {len(rows)} games end as recorded ({(rows.replayed.astype(str) == 'True').sum()} won), played again in the {args.engine} engine")
+    if len(wrong):
+        first = wrong.iloc[0]
+        raise InterlatError(f"{len(wrong)} of {len(rows)} games do not end as recorded, {first.game_id} under {first.condition} the first; "
+                            f"see {args.output_dir}/replay.csv")
+    won = (rows.replayed.astype(str) == 'True').sum()
+    print(f"{len(rows)} of {len(rows)} games end as recorded ({won} won), played again in the {args.engine} engine")
 
 def main_replay(): command(replay)
 

@@ -19,7 +19,8 @@ from ..agents.new_actor import *
 from .cli import *
 
 # %% ../../nbs/11_commands/07_launch.ipynb #21b10005
-COMMANDS = {'interlat-games': games, 'interlat-problems': problems, 'interlat-collect': collect, 'interlat-train': train, 'interlat-compress': compress, 'interlat-eval': evaluate}
+COMMANDS = {'interlat-games': games, 'interlat-problems': problems, 'interlat-collect': collect,
+            'interlat-train': train, 'interlat-compress': compress, 'interlat-eval': evaluate}
 
 def words(
     settings:dict, # flag -> value; None: left out; a list stands with commas
@@ -41,12 +42,13 @@ def launch(
     processes:int=1, # how many share the work; above 1 they are started by torchrun, one a GPU where there are any
 )->None:
     "Do what a command does. Raises `InterlatError` for what it refuses, and `ChildProcessError` if a process fails."
-    if command not in COMMANDS: raise InterlatError(f"unknown command {command!r}; use {', '.join(COMMANDS)}")
-    if processes < 1: raise InterlatError(f"processes must be 1 or more, found {processes}")
+    check_choice(COMMANDS, command=command)
+    check_range(1, processes=processes)
     if processes == 1: return COMMANDS[command](list(argv))
-    line = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(processes), '--no-python', _program(command), *argv]
-    child, said = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | dict(PYTHONUNBUFFERED='1')), []
-    with child:
+    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(processes), '--no-python']
+    one_pipe = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | dict(PYTHONUNBUFFERED='1'))
+    said = [] # the last lines
+    with subprocess.Popen([*torchrun, _program(command), *argv], **one_pipe) as child:
         try:
             for text in child.stdout:
                 print(text, end='', flush=True)
@@ -55,7 +57,8 @@ def launch(
             child.terminate()
             raise
     if not child.returncode: return
-    if refused := next((t for t in said if t.startswith('error: ')), None): raise InterlatError(refused.removeprefix('error: '))
+    refused = next((t for t in said if t.startswith('error: ')), None)
+    if refused: raise InterlatError(refused.removeprefix('error: '))
     raise ChildProcessError(f"{command} in {processes} processes ended with status {child.returncode}; what it said last stands above")
 
 # %% ../../nbs/11_commands/07_launch.ipynb #21b1000c

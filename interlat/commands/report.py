@@ -20,8 +20,12 @@ from ..evaluation.accuracy import *
 # %% ../../nbs/11_commands/03_report.ipynb #20d00005
 def _figures(out, runs, told, by, what):
     "Save the figures of the runs and of their effects. Raises `InterlatError` without plotly."
-    try: from interlat.figures.look import save_figure; from interlat.figures.results import effects_by_type, success_by_condition
-    except ImportError as e: raise InterlatError(f"the tables are in {out}; the figures need plotly and kaleido ({e}): pip install 'interlat[viz]'") from e
+    try:
+        from interlat.figures.look import save_figure
+        from interlat.figures.results import effects_by_type, success_by_condition
+    except ImportError as e:
+        hint = "pip install 'interlat[viz]'"
+        raise InterlatError(f"the tables are in {out}; the figures need plotly and kaleido ({e}): {hint}") from e
     save_figure(success_by_condition(summarise(runs), what=what), out/'figures'/'success_by_condition')
     if len(told): save_figure(effects_by_type(told, by=by, what=what), out/'figures'/'effects_by_type')
 
@@ -62,6 +66,10 @@ def made_by(
 )->str: # one line of Markdown
     "Which notebook, code, machine and time a number is of. Raises `InterlatError` if there is no manifest."
     m = json.loads(check_file(manifest, 'manifest of a run', 'run it again, and `make results`').read_text(encoding='utf-8'))
-    host, shown = m['machine'], {k: v for k, v in m['parameters'].items() if k in ('n_train', 'n_eval', 'seed', 'seeds', 'training_seeds')}
-    return (f"`{Path(m['notebook']).name}` at revision `{m['git']['revision'][:10]}`{', with changes' if m['git']['dirty'] else ''}, {m['started'][:10]}: {m['seconds']/60:.0f} minutes, {m['peak_memory_mb']/1024:.1f} GB at most, "
-            f"on {host['cores']} cores ({host['cpu']}), {host['gpu'] or 'no GPU'}, torch {m['packages']['torch']}; {', '.join(f'{k} {v}' for k, v in shown.items())}" + (f" ([manifest]({link}))" if link else ''))
+    git, host = m['git'], m['machine']
+    code = f"`{Path(m['notebook']).name}` at revision `{git['revision'][:10]}`{', with changes' if git['dirty'] else ''}"
+    took = f"{m['seconds']/60:.0f} minutes, {m['peak_memory_mb']/1024:.1f} GB at most"
+    where = f"on {host['cores']} cores ({host['cpu']}), {host['gpu'] or 'no GPU'}, torch {m['packages']['torch']}"
+    shown = ('n_train', 'n_eval', 'seed', 'seeds', 'training_seeds')
+    sizes = ', '.join(f'{k} {v}' for k, v in m['parameters'].items() if k in shown)
+    return f"{code}, {m['started'][:10]}: {took}, {where}; {sizes}" + (f" ([manifest]({link}))" if link else '')

@@ -6,7 +6,7 @@
 __all__ = ['FEW', 'GENERATED', 'SOURCES', 'GameData', 'mixed_problems', 'Prompts', 'MathData', 'CustomData']
 
 # %% ../../nbs/11_commands/01_sources.ipynb #2ba00002
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from hashlib import blake2b
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -23,16 +23,14 @@ from ..maths.mathdata import *
 # %% ../../nbs/11_commands/01_sources.ipynb #2ba00005
 FEW = ['--limit'] # another name for the number of tasks
 
-def _check_number(name, n):
-    if n is not None and n < 1: raise InterlatError(f"{name} must be 1 or more, found {n}")
-
 @dataclass
 class GameData:
     "Household games, or conversations."
-    data_path:str = field(default='', metadata=dict(help='folder of games; empty: $ALFWORLD_DATA, where alfworld-download puts them; or a .json, .jsonl or .parquet file of conversations'))
-    split:str|None = field(default=None, metadata=dict(help='split of the games (train; to evaluate: valid_unseen)'))
-    view:str = field(default='map', metadata=dict(help='what the sender sees: map or task'))
-    num_games:int|None = field(default=None, metadata=dict(help='only so many games, of all task types alike', aliases=FEW))
+    data_path:str = option('', 'folder of games; empty: $ALFWORLD_DATA, where alfworld-download puts them; or a .json, .jsonl or '
+                               '.parquet file of conversations')
+    split:str|None = option(None, 'split of the games (train; to evaluate: valid_unseen)')
+    view:str = option('map', 'what the sender sees: map or task')
+    num_games:int|None = option(None, 'only so many games, of all task types alike', *FEW)
 
     reported = 'valid_unseen' # split to evaluate on
 
@@ -41,10 +39,11 @@ class GameData:
 
     def tasks(self)->list[Task]:
         "The games of a split, or conversations; raises `InterlatError` if there are none."
-        _check_number('num_games', self.num_games)
+        check_range(1, num_games=self.num_games)
         if Path(self.data_path).suffix in SUFFIXES: return load_conversations(self.data_path)[:self.num_games]
         files = find_games(self.data_path, self.split or 'train')
-        return [game_task(f, self.view) for f in (files if self.num_games is None or self.num_games >= len(files) else mixed_games(files, self.num_games))]
+        if self.num_games is not None and self.num_games < len(files): files = mixed_games(files, self.num_games)
+        return [game_task(f, self.view) for f in files]
 
 # %% ../../nbs/11_commands/01_sources.ipynb #2ba00009
 def mixed_problems(
@@ -60,15 +59,16 @@ def mixed_problems(
 @dataclass
 class Prompts:
     "What sender and actor read of a problem."
-    private:bool = field(default=True, metadata=dict(help='keep from the actor what a problem says only the sender knows'))
-    sender_prompt:str = field(default=SENDER_PROMPT, metadata=dict(help='what the sender reads; {problem} stands for the problem'))
-    actor_prompt:str = field(default=ACTOR_PROMPT, metadata=dict(help='what the actor reads; {problem} stands for the question'))
+    private:bool = option(True, 'keep from the actor what a problem says only the sender knows')
+    sender_prompt:str = option(SENDER_PROMPT, 'what the sender reads; {problem} stands for the problem')
+    actor_prompt:str = option(ACTOR_PROMPT, 'what the actor reads; {problem} stands for the question')
 
     reported = 'test' # split to evaluate on
 
     @property
     def sees(self)->str: # what makes the sender write as it does, for its name
-        return '' if self.sender_prompt == SENDER_PROMPT else f'prompt {blake2b(self.sender_prompt.encode(), digest_size=4).hexdigest()}'
+        if self.sender_prompt == SENDER_PROMPT: return ''
+        return f'prompt {blake2b(self.sender_prompt.encode(), digest_size=4).hexdigest()}'
 
     def asked(self, problems): return [problem_task(p, self.sender_prompt, self.actor_prompt, self.private) for p in problems]
 
@@ -78,17 +78,20 @@ GENERATED = 1000 # problems, if no other number is asked for
 @dataclass
 class MathData(Prompts):
     "Problems of MATH, or new ones like them."
-    data_path:str = field(default='', metadata=dict(help='folder of MATH (train/<subject>/N.json), a JSON, JSONL or Parquet file, or a hub id; empty: problems are generated'))
-    split:str|None = field(default=None, metadata=dict(help='split of the problems (train; to evaluate: test)', aliases=['--mode']))
-    subjects:list[str] = field(default_factory=list, metadata=dict(help='only these, by the names of their folders, with commas or spaces between them'))
-    levels:list[str] = field(default_factory=list, metadata=dict(help='only these, of 1 to 5'))
-    num_problems:int|None = field(default=None, metadata=dict(help=f'only so many problems, of all subjects and levels alike; {GENERATED} if they are generated', aliases=FEW))
-    problem_seed:int = field(default=0, metadata=dict(help='of the problems that are generated'))
-    against:str = field(default='', metadata=dict(help='problems that were trained on, to report overlaps with: folder, file or hub id; empty: the split train beside these'))
+    data_path:str = option('', 'folder of MATH (train/<subject>/N.json), a JSON, JSONL or Parquet file, or a hub id; empty: '
+                               'problems are generated')
+    split:str|None = option(None, 'split of the problems (train; to evaluate: test)', '--mode')
+    subjects:list[str] = option([], 'only these, by the names of their folders, with commas or spaces between them')
+    levels:list[str] = option([], 'only these, of 1 to 5')
+    num_problems:int|None = option(None, 'only so many problems, of all subjects and levels alike; '
+                                         f'{GENERATED} if they are generated', *FEW)
+    problem_seed:int = option(0, 'of the problems that are generated')
+    against:str = option('', 'problems that were trained on, to report overlaps with: folder, file or hub id; empty: the split '
+                             'train beside these')
 
     def problems(self, split)->list[Problem]:
         "The problems of a split; raises `InterlatError` if there are none."
-        _check_number('num_problems', self.num_problems)
+        check_range(1, num_problems=self.num_problems)
         only = dict(subjects=several(self.subjects) or None, levels=integers(self.levels, 'levels') or None)
         if not self.data_path:
             from interlat.maths.generate import generate_problems
@@ -106,32 +109,33 @@ class MathData(Prompts):
         if split == 'train' and not self.against: return ''
         if not (self.data_path or self.against): return f"none of the problems of {split} stands in train: generated splits do not overlap"
         if not self.against and not (Path(self.data_path)/'train').is_dir(): return ''
-        return overlap_sentence(self.problems(split), read_problems(self.against or self.data_path, 'train'), split, f"{self.against or 'train'}")
+        trained_on = read_problems(self.against or self.data_path, 'train')
+        return overlap_sentence(self.problems(split), trained_on, split, self.against or 'train')
 
 # %% ../../nbs/11_commands/01_sources.ipynb #2ba0000f
 @dataclass
 class CustomData(Prompts):
     "A user's own questions and answers."
-    data_path:str = field(default='', metadata=dict(help='JSON, JSONL or Parquet file, folder, or hub id'))
-    split:str|None = field(default=None, metadata=dict(help='split, where there are several'))
-    prompt_column:str = field(default='prompt', metadata=dict(help='name of the column with the question'))
-    answer_column:str = field(default='answer', metadata=dict(help='with the answer'))
-    plan_column:str = field(default='plan', metadata=dict(help='with the plan that a sender should write; may be missing'))
-    solution_column:str = field(default='solution', metadata=dict(help='with a worked solution to imitate; may be missing'))
-    known_column:str = field(default='known', metadata=dict(help='with what the sender alone is told; may be missing'))
-    subject_column:str = field(default='subject', metadata=dict(help='with the group to report by; may be missing'))
-    level_column:str = field(default='level', metadata=dict(help='with the difficulty; may be missing'))
-    id_column:str = field(default='id', metadata=dict(help="with the row's name; its number if missing"))
-    num_rows:int|None = field(default=None, metadata=dict(help='only the first so many rows', aliases=FEW))
+    data_path:str = option('', 'JSON, JSONL or Parquet file, folder, or hub id')
+    split:str|None = option(None, 'split, where there are several')
+    prompt_column:str = option('prompt', 'name of the column with the question')
+    answer_column:str = option('answer', 'with the answer')
+    plan_column:str = option('plan', 'with the plan that a sender should write; may be missing')
+    solution_column:str = option('solution', 'with a worked solution to imitate; may be missing')
+    known_column:str = option('known', 'with what the sender alone is told; may be missing')
+    subject_column:str = option('subject', 'with the group to report by; may be missing')
+    level_column:str = option('level', 'with the difficulty; may be missing')
+    id_column:str = option('id', "with the row's name; its number if missing")
+    num_rows:int|None = option(None, 'only the first so many rows', *FEW)
 
     reported = None # the user knows what the splits are called
 
     def tasks(self)->list[Task]:
         "The rows as tasks; raises `InterlatError` that names the row and the field at fault."
-        _check_number('num_rows', self.num_rows)
+        check_range(1, num_rows=self.num_rows)
         if not self.data_path: raise InterlatError("data_path is missing; give a JSON, JSONL or Parquet file, a folder, or a hub id")
-        columns = Columns(**{n: getattr(self, f'{n}_column') for n in ('prompt', 'answer', 'plan', 'solution', 'known', 'subject', 'level', 'id')})
-        return self.asked(load_custom(self.data_path, self.split or '', columns)[:self.num_rows])
+        names = {f.name: getattr(self, f'{f.name}_column') for f in fields(Columns)}
+        return self.asked(load_custom(self.data_path, self.split or '', Columns(**names))[:self.num_rows])
 
 # %% ../../nbs/11_commands/01_sources.ipynb #2ba00012
 SOURCES = dict(alfworld=GameData, math=MathData, custom=CustomData) # first word of a command -> where its tasks come from

@@ -14,6 +14,7 @@ from ..messages.message import *
 from ..agents.lm import *
 from ..agents.chat import *
 from ..agents.speaker import *
+from .rollout import *
 
 # %% ../../nbs/08_evaluation/02_answering.ipynb #14c00005
 @dataclass(frozen=True)
@@ -26,11 +27,11 @@ class Answering:
     seed:int=0 # of the samples
 
     def __post_init__(self):
-        for name in ('n_samples', 'batch_size', 'max_new_tokens'):
-            if getattr(self, name) < 1: raise InterlatError(f"{name} must be 1 or more, found {getattr(self, name)}")
-        if not self.temperature >= 0: raise InterlatError(f"temperature must be 0 or more, found {self.temperature}")
-        if self.seed < 0: raise InterlatError(f"seed must be a non-negative integer, found {self.seed}")
-        if self.n_samples > 1 and not self.temperature: raise InterlatError(f"{self.n_samples} samples of a question are all the same at temperature 0; give a temperature, e.g. 0.7, or n_samples 1")
+        check_range(1, n_samples=self.n_samples, batch_size=self.batch_size, max_new_tokens=self.max_new_tokens)
+        check_range(0, temperature=self.temperature, seed=self.seed)
+        if self.n_samples > 1 and not self.temperature:
+            raise InterlatError(f"{self.n_samples} samples of a question are all the same at temperature 0; "
+                                "give a temperature, e.g. 0.7, or n_samples 1")
 
 # %% ../../nbs/08_evaluation/02_answering.ipynb #14c00006
 @dataclass(frozen=True)
@@ -45,7 +46,9 @@ def check_questions(
     tasks:list[Task], # to answer
 )->None:
     "Raise `InterlatError` unless each task has a question for the actor."
-    if mute := [t.task_id for t in tasks if not any(turn['role'] == 'user' for turn in t.turns[:-1])]: raise InterlatError(f"task {mute[0]} has no question for the actor: its turns must be the question and an expert's answer")
+    for t in tasks:
+        if not any(turn['role'] == 'user' for turn in t.turns[:-1]):
+            raise InterlatError(f"task {t.task_id} has no question for the actor: its turns must be the question and an expert's answer")
 
 def answer(
     actor:Agent, # a `ModelWithInsertedHiddenState`; is put in eval mode
@@ -56,14 +59,18 @@ def answer(
     **answering, # fields of `Answering`
 ): # yields lists of (number of the task, its `Completion`s)
     "Answer all tasks, a batch at a time (Du et al. 2025, §5). Raises `InterlatError` for bad input."
-    messages = [None]*len(tasks) if messages is None else messages
-    if len(messages) != len(tasks): raise InterlatError(f"{len(tasks)} tasks need as many messages (None where there is none), found {len(messages)}")
+    messages = one_each(messages, tasks, 'tasks')
     check_questions(tasks)
     a = Answering(**answering)
     speaker = speaker or Speaker(actor, a.max_new_tokens, a.temperature)
-    todo, said = [(i, k) for i in range(len(tasks)) for k in range(a.n_samples)], {}
-    for chunk in (todo[at:at+a.batch_size] for at in range(0, len(todo), a.batch_size)):
-        embeds = {i: message_embeds(actor, messages[i], channel) for i in dict.fromkeys(i for i,_ in chunk)}
-        seats = [Seat(Conversation(actor.tokenizer, tasks[i].turns[:-1]), embeds[i], derive_seed(a.seed, 'answer', tasks[i].task_id, k)) for i,k in chunk]
-        for (i, _), text, seat in zip(chunk, speaker.speak(seats), seats): said.setdefault(i, []).append(Completion(text, seat.written, seat.ended))
+    samples = [(i, k) for i in range(len(tasks)) for k in range(a.n_samples)]
+    said = {} # number of a task -> its answers so far
+    for at in range(0, len(samples), a.batch_size):
+        batch, seats = samples[at:at + a.batch_size], []
+        embeds = {i: message_embeds(actor, messages[i], channel) for i in dict.fromkeys(i for i, _ in batch)}
+        for i, k in batch:
+            seed = derive_seed(a.seed, 'answer', tasks[i].task_id, k)
+            seats.append(Seat(Conversation(actor.tokenizer, tasks[i].turns[:-1]), embeds[i], seed))
+        for (i, _), text, seat in zip(batch, speaker.speak(seats), seats):
+            said.setdefault(i, []).append(Completion(text, seat.written, seat.ended))
         yield [(i, said.pop(i)) for i in list(said) if len(said[i]) == a.n_samples]

@@ -26,13 +26,17 @@ def partners(
 )->dict[str,str]: # task_id -> task_id of the game whose message it gets
     "For each game another one, of another type or of the same. Raises `InterlatError` if there is none."
     kind, found = VARIANTS[variant].partner, {}
+    same = kind == 'same_type'
     games = sorted(games, key=lambda g: g.task_id)
-    pools = {t: [g.task_id for g in games if (g.task_type == t) == (kind == 'same_type')] for t in {g.task_type for g in games}}
+    pools = {t: [g.task_id for g in games if (g.task_type == t) == same] for t in {g.task_type for g in games}}
     for g in games:
-        pool, own = pools[g.task_type], kind == 'same_type' # its own type's pool holds the game itself
-        if len(pool) == own: raise InterlatError(f"{variant} needs {_SHORT_OF[kind]} {g.task_type}; take more tasks, or leave {variant} out")
-        k = derive_seed(seed, variant, g.task_id) % (len(pool) - own)
-        found[g.task_id] = pool[k + (own and k >= bisect_left(pool, g.task_id))]
+        pool = pools[g.task_type]
+        others = len(pool) - same # a pool of the same type holds the game itself
+        if not others:
+            raise InterlatError(f"{variant} needs {_SHORT_OF[kind]} {g.task_type}; take more tasks, or leave {variant} out")
+        k = derive_seed(seed, variant, g.task_id) % others
+        if same and k >= bisect_left(pool, g.task_id): k += 1 # pass the game itself
+        found[g.task_id] = pool[k]
     return found
 
 # %% ../../nbs/08_evaluation/04_delivery.ipynb #3b2c74e5
@@ -41,16 +45,17 @@ def others_mean(
     games:list[Task], # those that are evaluated together
 )->Callable: # message of one of these games -> a message of one state, the mean of all the other games' states
     "Mean ablation without a message's own share. Raises `InterlatError` if only one game has a message with states."
-    sums = torch.zeros(store.width, dtype=torch.float64)
-    lengths = {}
+    sums, lengths = torch.zeros(store.width, dtype=torch.float64), {}
     for g in games:
         h = store[g.task_id].h
         sums += h.double().sum(0); lengths[g.task_id] = len(h)
+    if sum(n > 0 for n in lengths.values()) < 2:
+        raise InterlatError('mean_message needs at least two tasks whose messages have states; take more tasks')
     n = sum(lengths.values())
-    if len(games) - list(lengths.values()).count(0) < 2: raise InterlatError('mean_message needs at least two tasks whose messages have states; take more tasks')
     def mean(message):
-        left = n - lengths[message.task_id]
-        return LatentMessage(((sums - message.h.double().sum(0))/left)[None], [0], '', 'mean of the others', message.sender, message.layer)
+        others = sums - message.h.double().sum(0)
+        state = others/(n - lengths[message.task_id])
+        return LatentMessage(state[None], [0], '', 'mean of the others', message.sender, message.layer)
     return mean
 
 # %% ../../nbs/08_evaluation/04_delivery.ipynb #870d3c8b

@@ -17,7 +17,6 @@ from ..games.gamefile import *
 from ..games.find import *
 from ..games.oracle import *
 from .log import *
-from .log import _cut_torn_line
 
 # %% ../../nbs/08_evaluation/09_replay.ipynb #62606892
 REPLAYED = ['condition', 'seed', 'game_id', 'recorded', 'replayed', 'steps', 'replayed_steps', 'agree', 'error']
@@ -29,7 +28,8 @@ def _records(out, data_path, done, limit):
     root = games_folder(data_path)
     for r in rows.itertuples():
         if (r.condition, r.seed, r.game_id) in done: continue
-        yield r, check_file(root/r.game_id/'game.tw-pddl', 'game file of the evaluation', 'data_path must be the folder of the games that were played')
+        file, hint = root/r.game_id/'game.tw-pddl', 'data_path must be the folder of the games that were played'
+        yield r, check_file(file, 'game file of the evaluation', hint)
 
 # %% ../../nbs/08_evaluation/09_replay.ipynb #c4a4a191
 def replay_log(
@@ -42,7 +42,7 @@ def replay_log(
 )->pd.DataFrame: # columns `REPLAYED`, as in `replay.csv`; `agree`: won or lost as recorded, after as many steps
     "Play the recorded commands of an evaluation again, and write `replay.csv` beside it. Raises `InterlatError` if a game is missing."
     path = Path(out)/'replay.csv'
-    if path.exists(): _cut_torn_line(path)
+    if path.exists(): cut_torn_line(path)
     old = pd.read_csv(path, keep_default_na=False) if path.exists() else pd.DataFrame(columns=REPLAYED)
     todo = list(_records(out, data_path, {*zip(old.condition, old.seed, old.game_id)}, limit))
     if not path.exists(): write_atomic(path, ','.join(REPLAYED) + '\n')
