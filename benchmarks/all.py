@@ -2,9 +2,10 @@
 
     python benchmarks/all.py [--only NAME ...] [--out data/benchmarks]
 
-Some fifteen minutes on two quiet cores; leave the machine alone meanwhile. Each benchmark leaves its own file in `--out`, and all together `claims.csv`: what is faster than
-what, by how much, and the two times where there are two. A ratio compares two things that were run by turns in one process or one script; times of different machines are not
-compared. `run.json` has the machine, the code and how long each benchmark took. What cannot be measured here (no stock engine, too little memory) is said and left out."""
+Some fifteen minutes on two quiet cores; leave the machine alone meanwhile. Each benchmark leaves its own file in `--out`, and all
+together `claims.csv`: what is faster than what, by how much, and the two times where there are two. A ratio compares two things
+that were run by turns in one process or one script; times of different machines are not compared. `run.json` has the machine, the
+code and how long each benchmark took. What cannot be measured here (no stock engine, too little memory) is said and left out."""
 import argparse, json, subprocess, sys, time
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 import psutil
 
-from interlat.core.basics import InterlatError, cli, write_atomic
+from interlat.core.basics import InterlatError, check_choice, cli, write_atomic
 from interlat.runs.provenance import git_state, machine, package_versions
 
 HERE = Path(__file__).parent
@@ -22,34 +23,39 @@ def read(path): return json.loads(path.read_text(encoding='utf-8'))
 
 
 def engine(out):
-    d = read(out/'engine.json')
-    games = d['engines']['games']
-    yield 'load a game, reset it, play 20 steps: native engine', 'stock TextWorld, the same commands (median game)', d['engines']['median_ratio'], games[0]['native'], games[0]['stock']
+    d = read(out/'engine.json')['engines']
+    game = d['games'][0]
+    what, against = 'load a game, reset it, play 20 steps: native engine', 'stock TextWorld, the same commands (median game)'
+    yield what, against, d['median_ratio'], game['native'], game['stock']
 
 
 def rollout(out):
     rows = {r['way']: r for r in read(out/'rollout.json')['rows']}
-    slow = rows['generate, one at a time']
-    yield '16 games together, message and history in one cache', 'one game at a time, its history read anew at each step', rows['together, cached']['faster'], rows['together, cached']['seconds'], slow['seconds']
+    ours, slow = rows['together, cached'], rows['generate, one at a time']
+    what, against = '16 games together, message and history in one cache', 'one game at a time, its history read anew at each step'
+    yield what, against, ours['faster'], ours['seconds'], slow['seconds']
 
 
 def store(out):
     d = read(out/'store.json')
     ours, theirs = d['rows']
-    yield f"open a store of {d['n']:,} messages of {d['length']} states and read each, checksums verified", 'nested lists in Parquet, as in the published code', d['faster'], ours['seconds'], theirs['seconds']
+    what = f"open a store of {d['n']:,} messages of {d['length']} states and read each, checksums verified"
+    yield what, 'nested lists in Parquet, as in the published code', d['faster'], ours['seconds'], theirs['seconds']
 
 
 def train(out):
     for d in read(out/'train.json')['results']:
-        rows = {r['side']: r['seconds'] for r in d['rows']}
-        yield f"a training step of the actor, vocabulary {d['vocab']:,}", 'the same objective in three whole passes with all logits', d['faster_packed'], rows['packed'], rows['plain']
+        rows, what = {r['side']: r['seconds'] for r in d['rows']}, f"a training step of the actor, vocabulary {d['vocab']:,}"
+        yield what, 'the same objective in three whole passes with all logits', d['faster_packed'], rows['packed'], rows['plain']
 
 
 def compress(out):
     t = pd.read_csv(out/'compress_latency.csv')
     one = t[t.batch == t.batch.min()]
     full = one[one.way == 'full: write'].iloc[0]
-    for r in one[one.way == 'latent'].itertuples(): yield f"from the prompt to the actor's next word: {r.states} latent steps", f'{full.states} written tokens', r.faster, r.seconds, full.seconds
+    for r in one[one.way == 'latent'].itertuples():
+        what = f"from the prompt to the actor's next word: {r.states} latent steps"
+        yield what, f'{full.states} written tokens', r.faster, r.seconds, full.seconds
     rows = pd.read_csv(out/'compress_step.csv').set_index('side')
     for side, against in (('loop', 'one conversation after the other'), ('loop, no cache', 'the same without a cache')):
         yield f"a student's training step, K = {rows.K.iloc[0]}", against, rows.ours_faster[side], rows.seconds['ours'], rows.seconds[side]
@@ -59,16 +65,35 @@ def channel(out):
     for size in read(out/'channel.json')['sizes']:
         rows = {r['side']: r for r in size['rows']}
         for side in ('socket float32', 'folder float32'):
-            yield f"a message of {size['length']} x {size['width']} to another process, checked: {side}", 'JSON of nested lists over a socket, unchecked', rows[side]['faster'], rows[side]['ms']/1e3, rows['plain']['ms']/1e3
+            what = f"a message of {size['length']} x {size['width']} to another process, checked: {side}"
+            ours, plain = rows[side], rows['plain']
+            yield what, 'JSON of nested lists over a socket, unchecked', ours['faster'], ours['ms']/1e3, plain['ms']/1e3
 
 
 def room(): return int(min(1000, psutil.virtual_memory().available/2**20//20)) # the nested side takes 17 MB a message
 
 
 BENCHMARKS = { # name -> words after the script, what it leaves, how its claims are read
-    'engine': (lambda out: ['--n', '12', '--out', out/'engine.json'], engine), 'rollout': (lambda out: ['--out', out/'rollout.json'], rollout),
-    'store': (lambda out: ['--n', room(), '--out', out/'store.json'], store), 'train': (lambda out: ['--out', out/'train.json'], train),
-    'compress': (lambda out: ['--out', out], compress), 'channel': (lambda out: ['--out', out/'channel.json'], channel)}
+    'engine': (lambda out: ['--n', '12', '--out', out/'engine.json'], engine),
+    'rollout': (lambda out: ['--out', out/'rollout.json'], rollout),
+    'store': (lambda out: ['--n', room(), '--out', out/'store.json'], store),
+    'train': (lambda out: ['--out', out/'train.json'], train),
+    'compress': (lambda out: ['--out', out], compress),
+    'channel': (lambda out: ['--out', out/'channel.json'], channel)}
+
+
+def run(name, words):
+    "A benchmark in a process of its own; the seconds that it took."
+    start = time.perf_counter()
+    status = subprocess.run([sys.executable, HERE/f'{name}.py', *map(str, words)]).returncode
+    if status: raise InterlatError(f'benchmarks/{name}.py ended with status {status}; what it said stands above')
+    return round(time.perf_counter() - start, 1)
+
+
+def claim(name, what, against, ratio, ours, theirs):
+    "A row of `claims.csv`."
+    seconds = dict(seconds=round(float(ours), 5), against_seconds=round(float(theirs), 5))
+    return dict(benchmark=name, what=what, against=against, faster=round(float(ratio), 2), **seconds)
 
 
 def main(args=None):
@@ -76,7 +101,7 @@ def main(args=None):
     parser.add_argument('--only', nargs='+', default=list(BENCHMARKS), metavar='NAME', help=f"of {', '.join(BENCHMARKS)}")
     parser.add_argument('--out', type=Path, default=Path('data/benchmarks'), help='folder of the results')
     a = parser.parse_args(args)
-    if unknown := [n for n in a.only if n not in BENCHMARKS]: raise InterlatError(f"unknown benchmark {unknown[0]!r}; use {', '.join(BENCHMARKS)}")
+    for name in a.only: check_choice(BENCHMARKS, benchmark=name)
     if 'engine' in a.only and not find_spec('textworld'):
         print('engine: left out, the stock engine is not installed; `make test` brings it')
         a.only.remove('engine')
@@ -85,13 +110,11 @@ def main(args=None):
     for name in a.only:
         words, told = BENCHMARKS[name]
         print(f'── {name}', flush=True)
-        start = time.perf_counter()
-        if (status := subprocess.run([sys.executable, HERE/f'{name}.py', *map(str, words(a.out))]).returncode): raise InterlatError(f'benchmarks/{name}.py ended with status {status}; what it said stands above')
-        took[name] = round(time.perf_counter() - start, 1)
-        claims += [dict(benchmark=name, what=what, against=against, faster=round(float(ratio), 2), seconds=round(float(ours), 5), against_seconds=round(float(theirs), 5)) for what, against, ratio, ours, theirs in told(a.out)]
-    table = pd.DataFrame(claims)
+        took[name] = run(name, words(a.out))
+        claims += [claim(name, *found) for found in told(a.out)]
+    table, made = pd.DataFrame(claims), dict(machine=machine(), git=code, packages=package_versions(), seconds=took)
     write_atomic(a.out/'claims.csv', table.to_csv(index=False))
-    write_atomic(a.out/'run.json', json.dumps(dict(machine=machine(), git=code, packages=package_versions(), seconds=took), indent=1) + '\n')
+    write_atomic(a.out/'run.json', json.dumps(made, indent=1) + '\n')
     print(table.drop(columns='benchmark').to_string(index=False), f'{a.out}/claims.csv', sep='\n')
 
 

@@ -2,15 +2,16 @@
 
     python benchmarks/budget.py [--out FILE]
 
-Writing 32 messages of 64 states with tiny-qwen2 and with a random Qwen2 of 8 layers and width 512, and 2 training steps of each. `ratio` is measured over told:
-the estimator is meant to be right within about a factor of two, no better. Memory is held against in nbs/06_training/09_memory.ipynb."""
+Writing 32 messages of 64 states with tiny-qwen2 and with a random Qwen2 of 8 layers and width 512, and 2 training steps of each.
+`ratio` is measured over told: the estimator is meant to be right within about a factor of two, no better. Memory is held against
+in nbs/06_training/09_memory.ipynb."""
 import argparse, json, tempfile, time
 from pathlib import Path
 
 import torch
 
 from interlat.games.generate import generate_games
-from interlat.runs.budget import measured_cpu, train_cost, write_cost
+from interlat.runs.costs import Training, measured_cpu, train_cost, write_cost
 from interlat.agents.collect import collect, generate_messages
 from interlat.core.basics import cli, write_atomic
 from interlat.games.household import game_task
@@ -33,33 +34,54 @@ def larger(folder, layers=8, width=512):
     from transformers import Qwen2Config, Qwen2ForCausalLM
     torch.manual_seed(0)
     tok = load_tokenizer('tiny-qwen2')
-    config = Qwen2Config(hidden_size=width, intermediate_size=4*width, num_hidden_layers=layers, num_attention_heads=8, num_key_value_heads=8, vocab_size=len(tok), tie_word_embeddings=True, eos_token_id=tok.eos_token_id)
+    shape = dict(hidden_size=width, intermediate_size=4*width, num_hidden_layers=layers, num_attention_heads=8, num_key_value_heads=8)
+    config = Qwen2Config(**shape, vocab_size=len(tok), tie_word_embeddings=True, eos_token_id=tok.eos_token_id)
     Qwen2ForCausalLM(config).save_pretrained(folder)
     tok.save_pretrained(folder)
     return str(folder)
+
+
+def row(what, told, measured):
+    "What was told beside what was measured (seconds)."
+    return dict(what=what, told=round(told, 3), measured=round(measured, 3), ratio=round(measured/told, 2))
+
+
+def write(name, tasks, new, cpu):
+    "Write a message of each task."
+    n, prompts = len(tasks), [t.prompt for t in tasks]
+    sender = load_lm(name, 'float32', 'cpu')
+    lm, tok = sender
+    lm.generation_config.eos_token_id = None # write all that is allowed
+    prompt = sum(len(encode_chat(tok, p, add_generation_prompt=True)) for p in prompts)//n
+    _, took = clock(lambda: generate_messages(sender, prompts, new))
+    what = f'write {n} x {new} states, {lm.config.num_hidden_layers} layers of width {lm.config.hidden_size}'
+    return row(what, write_cost(name, n, prompt, new, n, cpu, 4)['seconds'], took)
+
+
+def train(name, tasks, store, steps, batch, cpu, folder):
+    "Train an actor on messages of the tasks."
+    settings = dict(max_steps=steps, per_device_train_batch_size=batch, validation_split=0., probe_steps=0)
+    args = ActorArguments(str(folder), save_strategy='no', use_cpu=True, disable_tqdm=True, **settings)
+    actor = actor_for(store, name, device='cpu')
+    trainer = actor_trainer(actor, tasks, store, args)
+    tokens = sum(len(r['input_ids']) for r in trainer.train_dataset.rows)//len(tasks)
+    _, took = clock(trainer.train)
+    shape = actor.model.base_model.config
+    what = f'{steps} training steps of {batch}, {shape.num_hidden_layers} layers of width {shape.hidden_size}'
+    return row(what, train_cost(name, Training(steps, batch, tokens, tokens), cpu)['seconds'], took)
 
 
 def measure(n=32, new=64, steps=2, batch=8):
     "One dict for each thing that was told and measured (seconds)."
     cpu, rows = measured_cpu(), []
     with tempfile.TemporaryDirectory() as d:
-        tasks = [game_task(f) for f in generate_games(Path(d)/'games', n, 'train')]
-        for name in ('tiny-qwen2', larger(Path(d)/'larger')):
-            sender = load_lm(name, 'float32', 'cpu')
-            lm, tok = sender
-            prompts = [t.prompt for t in tasks]
-            prompt = sum(len(encode_chat(tok, p, add_generation_prompt=True)) for p in prompts)//n
-            lm.generation_config.eos_token_id = None # write all that is allowed
-            _, took = clock(lambda: generate_messages(sender, prompts, new))
-            what = f'{lm.config.num_hidden_layers} layers of width {lm.config.hidden_size}'
-            rows.append(dict(what=f'write {n} x {new} states, {what}', told=write_cost(name, n, prompt, new, n, cpu, 4)['seconds'], measured=took))
-            store = collect(load_lm('tiny-qwen2', 'float32', 'cpu'), tasks, MessageStore(Path(d)/f'messages{len(rows)}', sender='x'), max_new_tokens=32, progress=False)
-            args = ActorArguments(f'{d}/trainer', max_steps=steps, per_device_train_batch_size=batch, save_strategy='no', use_cpu=True, validation_split=0., probe_steps=0, disable_tqdm=True)
-            trainer = actor_trainer(actor_for(store, name, device='cpu'), tasks, store, args)
-            tokens = sum(len(r['input_ids']) for r in trainer.train_dataset.rows)//n
-            _, took = clock(trainer.train)
-            rows.append(dict(what=f'{steps} training steps of {batch}, {what}', told=train_cost(name, steps, batch, tokens, tokens, cpu)['seconds'], measured=took))
-    return dict(cpu=dict(gflops=round(cpu.flops/1e9, 1), gb_s=round(cpu.bandwidth/1e9, 1)), rows=[dict(r, told=round(r['told'], 3), measured=round(r['measured'], 3), ratio=round(r['measured']/r['told'], 2)) for r in rows])
+        d = Path(d)
+        tasks = [game_task(f) for f in generate_games(d/'games', n, 'train')]
+        sender = load_lm('tiny-qwen2', 'float32', 'cpu')
+        store = collect(sender, tasks, MessageStore(d/'messages', sender='x'), max_new_tokens=32, progress=False)
+        for name in ('tiny-qwen2', larger(d/'larger')):
+            rows += [write(name, tasks, new, cpu), train(name, tasks, store, steps, batch, cpu, d/'trainer')]
+    return dict(cpu=dict(gflops=round(cpu.flops/1e9, 1), gb_s=round(cpu.bandwidth/1e9, 1)), rows=rows)
 
 
 def main(args=None):

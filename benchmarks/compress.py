@@ -13,12 +13,14 @@ pass. All ways are run by turns.
 - `bare` is the same for latent steps: K + 1 passes and nothing else.
 The floors say what `faster` would be if each of the sender's passes took the same time (`in passes`), and if latent steps cost no more than `bare` ones.
 
-A training step of the student: four conversations of at most 256 tokens, full messages of at most 128 states, prompts of at most 64 tokens, all of uneven
-lengths, a fifth of the positions after the message supervised; K 32; student and actor each a random Qwen2 of 4 layers and width 256 with 2,048 tokens;
-AdamW. `ours` is `Distillation`. `loop` is the same loss written plainly, conversation by conversation: the prompt, then K positions one at a time with a cache,
-then three passes of the actor, one of them with a gradient; models are called whole, so that every position has its logits. `loop, no cache` reads
-prompt and states anew at every step. The parts of the loss and the student's gradients are compared before anything is timed. Each side runs in a process of its own, by turns, twice. Time is the
-median step; memory is the largest resident set (VmHWM) beyond what the process has with models, moments and batch in place. Linux only."""
+A training step of the student: four conversations of at most 256 tokens, full messages of at most 128 states, prompts of at most
+64 tokens, all of uneven lengths, a fifth of the positions after the message supervised; K 32; student and actor each a random
+Qwen2 of 4 layers and width 256 with 2,048 tokens; AdamW. `ours` is `Distillation`. `loop` is the same loss written plainly,
+conversation by conversation: the prompt, then K positions one at a time with a cache, then three passes of the actor, one of them
+with a gradient; models are called whole, so that every position has its logits. `loop, no cache` reads prompt and states anew at
+every step. The parts of the loss and the student's gradients are compared before anything is timed. Each side runs in a process
+of its own, by turns, twice. Time is the median step; memory is the largest resident set (VmHWM) beyond what the process has with
+models, moments and batch in place. Linux only."""
 import argparse, copy, json, re, statistics, subprocess, sys, tempfile, time
 from functools import partial
 from pathlib import Path

@@ -2,10 +2,11 @@
 
     python benchmarks/map.py [--n 10000] [--width 256] [--length 20] [--browser] [--out FILE]
 
-A session of `n` made-up messages of eight kinds, with sender and actor of that width (three layers, random weights, the tokenizer of tiny-qwen2). Timed in one
-process, libraries loaded by what is timed: opening the session, the map by PCA and by UMAP (messages read and verified, pooled, projected, drawn), and then
-clicks on 20 messages: text, lens, norms, attribution, next-token distribution and transcript drawn anew. With `--browser` the clicks are a mouse's in a real
-JupyterLab, from the press of the button to the other message's text on the screen. Progress bars are shown."""
+A session of `n` made-up messages of eight kinds, with sender and actor of that width (three layers, random weights, the tokenizer
+of tiny-qwen2). Timed in one process, libraries loaded by what is timed: opening the session, the map by PCA and by UMAP (messages
+read and verified, pooled, projected, drawn), and then clicks on 20 messages: text, lens, norms, attribution, next-token
+distribution and transcript drawn anew. With `--browser` the clicks are a mouse's in a real JupyterLab, from the press of the
+button to the other message's text on the screen. Progress bars are shown."""
 import argparse, json, statistics, sys, tempfile, time
 from pathlib import Path
 
@@ -26,6 +27,8 @@ from interlat.core.tasks import Task
 from interlat.agents.tiny import tiny_lm
 
 PLAN = 'take mug 1 from shelf 2, clean mug 1 with sinkbasin 1, move mug 1 to desk 1, take pen 1 from bed 1, move pen 1 to desk 1.'
+ASKED = [dict(role='user', content='Write the plan.')]
+SAID = [dict(role='user', content='What now?'), dict(role='assistant', content='go to shelf 2')]
 
 
 def make(folder, n, width, length):
@@ -37,8 +40,9 @@ def make(folder, n, width, length):
     for first in range(0, n, 500):
         some = range(first, min(first + 500, n))
         g = torch.Generator().manual_seed(first)
-        store.append([LatentMessage(kinds[i % 8] + torch.randn(length, width, generator=g), ids, text, f'message-{i}', 'made-up') for i in some])
-        tasks += [Task(f'message-{i}', f'kind {i % 8}', [dict(role='user', content='Write the plan.')], turns=[dict(role='user', content='What now?'), dict(role='assistant', content='go to shelf 2')]) for i in some]
+        states = {i: kinds[i % 8] + torch.randn(length, width, generator=g) for i in some}
+        store.append([LatentMessage(h, ids, text, f'message-{i}', 'made-up') for i, h in states.items()])
+        tasks += [Task(f'message-{i}', f'kind {i % 8}', ASKED, turns=SAID) for i in some]
     lm = tiny_lm('tiny-qwen2', tokenizer, hidden_size=width)
     for name in ('sender', 'actor'): tokenizer.save_pretrained(folder/name)
     lm.save_pretrained(folder/'sender')
@@ -90,7 +94,8 @@ def in_browser(folder, clicks=8):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent/'tests'))
     from browser import chromium, jupyterlab, until
     home, took = Path(tempfile.mkdtemp()), []
-    (home/'map.ipynb').write_text(json.dumps(nbf.new_notebook(cells=[nbf.new_code_cell(NOTEBOOK.format(folder=str(folder)))], metadata=dict(kernelspec=dict(name='python3', display_name='python3', language='python')))))
+    cell, kernel = nbf.new_code_cell(NOTEBOOK.format(folder=str(folder))), dict(name='python3', display_name='python3', language='python')
+    (home/'map.ipynb').write_text(json.dumps(nbf.new_notebook(cells=[cell], metadata=dict(kernelspec=kernel))))
     with jupyterlab(home) as lab, chromium() as page:
         start = time.perf_counter()
         page.run_notebook(lab, 'map.ipynb')
@@ -101,7 +106,8 @@ def in_browser(folder, clicks=8):
             page.click_point(figure, k % 8, 31*k + 7)
             took.append(until(lambda: page.js('return window.took'), 'another message')/1000)
             time.sleep(3) # the rest is drawn
-    return {'JupyterLab opened, notebook run, map on the screen': drawn, 'click to text on the screen, median': statistics.median(took), 'click to text on the screen, slowest': max(took)}
+    return {'JupyterLab opened, notebook run, map on the screen': drawn,
+            'click to text on the screen, median': statistics.median(took), 'click to text on the screen, slowest': max(took)}
 
 
 def main():
@@ -117,7 +123,8 @@ def main():
         found = measure(folder) | (in_browser(folder) if args.browser else {})
     found = {k: round(v, 3) for k, v in found.items()}
     for what, seconds in found.items(): print(f'{what}: {seconds:.2f} s')
-    if args.out: write_atomic(args.out, json.dumps(dict(messages=args.n, width=args.width, length=args.length, seconds=found, machine=machine()), indent=1) + '\n')
+    result = dict(messages=args.n, width=args.width, length=args.length, seconds=found, machine=machine())
+    if args.out: write_atomic(args.out, json.dumps(result, indent=1) + '\n')
 
 
 if __name__ == '__main__': sys.exit(cli(main))

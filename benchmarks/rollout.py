@@ -26,8 +26,8 @@ class Generate(Speaker):
         said, config = [], greedy_config(Agent(self.model, self.tokenizer), self.max_new_tokens)
         for s in seats:
             chat = encode_chat(self.tokenizer, s.chat.turns, add_generation_prompt=True)
-            ids = torch.tensor([chat.input_ids])
-            new = self.actor.generate(ids, torch.ones_like(ids), torch.tensor([chat.insert_at]), s.embeds[None], generation_config=config)[0].tolist()
+            ids, at = torch.tensor([chat.input_ids]), torch.tensor([chat.insert_at])
+            new = self.actor.generate(ids, torch.ones_like(ids), at, s.embeds[None], generation_config=config)[0].tolist()
             self.computed += ids.shape[1] + s.embeds.shape[0] + 2 + len(new) - 1
             said.append(self.tokenizer.decode(new, skip_special_tokens=True))
         self.padded = self.computed
@@ -35,7 +35,8 @@ class Generate(Speaker):
 
 
 WAYS = { # name -> (who speaks, games at a time, keep what was read)
-    'generate, one at a time': (Generate, 1, False), 'one at a time, read anew': (Speaker, 1, False), 'together, read anew': (Speaker, None, False),
+    'generate, one at a time': (Generate, 1, False),
+    'one at a time, read anew': (Speaker, 1, False), 'together, read anew': (Speaker, None, False),
     'one at a time, cached': (Speaker, 1, True), 'together, cached': (Speaker, None, True)}
 
 
@@ -60,7 +61,8 @@ def measure(model='tiny-qwen2', n=16, size='small', max_steps=20):
             seconds, said = time.perf_counter() - start, [e.outputs for e in episodes]
             if rows and said != first: raise RuntimeError(f'{way}: other commands than {rows[0]["way"]}')
             first = said if not rows else first
-            rows.append(dict(way=way, seconds=round(seconds, 3), computed=speaker.computed, padded=speaker.padded, steps=sum(e.steps for e in episodes)))
+            steps = sum(e.steps for e in episodes)
+            rows.append(dict(way=way, seconds=round(seconds, 3), computed=speaker.computed, padded=speaker.padded, steps=steps))
     return [dict(r, faster=round(rows[0]['seconds']/r['seconds'], 2), fewer=round(rows[0]['computed']/r['computed'], 2)) for r in rows]
 
 
@@ -74,7 +76,9 @@ if __name__ == '__main__':
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     measure(args.model, 2, args.size, 2) # warm up
-    result = dict(machine=machine(), model=args.model, games=args.games, size=args.size, threads=args.threads, rows=measure(args.model, args.games, args.size))
-    for r in result['rows']:
-        print(f"{r['way']:26} {r['seconds']:8.2f} s  {r['faster']:6.2f}x faster  {r['computed']:8,} positions ({r['padded']:,} with padding), {r['fewer']:.2f}x fewer")
+    asked, rows = dict(model=args.model, games=args.games, size=args.size), measure(args.model, args.games, args.size)
+    result = dict(machine=machine(), **asked, threads=args.threads, rows=rows)
+    for r in rows:
+        positions = f"{r['computed']:8,} positions ({r['padded']:,} with padding), {r['fewer']:.2f}x fewer"
+        print(f"{r['way']:26} {r['seconds']:8.2f} s  {r['faster']:6.2f}x faster  {positions}")
     if args.out: write_atomic(args.out, json.dumps(result, indent=1) + '\n')

@@ -2,12 +2,14 @@
 
     python benchmarks/store.py [--n 1000] [--length 400] [--width 896] [--out FILE]
 
-The same bfloat16 states on both sides (checked). The store is opened and read with every checksum verified. The Parquet file (list<list<float>>)
-is read as the published code reads it: the whole table into nested Python lists, then a tensor a message. Each side runs in a process of its own,
-its libraries loaded and one message of another file read before the clock starts; both files have just been written, so neither waits for the disk.
+The same bfloat16 states on both sides (checked). The store is opened and read with every checksum verified. The Parquet file
+(list<list<float>>) is read as the published code reads it: the whole table into nested Python lists, then a tensor a message.
+Each side runs in a process of its own, its libraries loaded and one message of another file read before the clock starts; both
+files have just been written, so neither waits for the disk.
 
-Memory is what the process has more than at that moment: `peak_mb` is its largest resident set (VmHWM, what ru_maxrss reports; pages of mapped
-files count), `anon_mb` its largest anonymous part (RssAnon, sampled every 5 ms; mapped files do not count). Linux only."""
+Memory is what the process has more than at that moment: `peak_mb` is its largest resident set (VmHWM, what ru_maxrss reports;
+pages of mapped files count), `anon_mb` its largest anonymous part (RssAnon, sampled every 5 ms; mapped files do not count). Linux
+only."""
 import argparse, json, re, statistics, subprocess, sys, tempfile, time
 from pathlib import Path
 
@@ -33,14 +35,14 @@ def write(folder, n, length, width, shard):
     store = MessageStore(folder/'store')
     folder.mkdir()
     schema = pa.schema(dict(task_id=pa.string(), hidden_state=STATES, plan=pa.string()))
-    rows = pa.array(range(0, length*width + 1, width), pa.int32())
+    rows, one = pa.array(range(0, length*width + 1, width), pa.int32()), pa.array([0, length], pa.int32())
     with pq.ParquetWriter(folder/'nested.parquet', schema) as out:
         for first in range(0, n, shard):
             batch = [message(i, length, width) for i in range(first, min(first + shard, n))]
             store.append(batch)
             for m in batch:
                 states = pa.ListArray.from_arrays(rows, pa.array(m.h.float().flatten().numpy()))
-                out.write_table(pa.table([[m.task_id], pa.ListArray.from_arrays(pa.array([0, length], pa.int32()), states), [m.text]], schema))
+                out.write_table(pa.table([[m.task_id], pa.ListArray.from_arrays(one, states), [m.text]], schema))
 
 
 def read_store(folder):
@@ -85,15 +87,18 @@ def run(name, folder):
             time.sleep(0.005)
         if p.returncode: raise RuntimeError(f'the side {name} ended with status {p.returncode}')
         r = json.loads(p.stdout.read())
-    return dict(side=name, seconds=round(r['seconds'], 4), peak_mb=round(r['peak_mb'], 2), anon_mb=round(max(most - r['anon_start'], 0.), 2)), r['read']
+    anon = max(most - r['anon_start'], 0.)
+    return dict(side=name, seconds=round(r['seconds'], 4), peak_mb=round(r['peak_mb'], 2), anon_mb=round(anon, 2)), r['read']
 
 
 def measure(n=1000, length=400, width=896, shard=32, repeats=3):
     "Both sides on the same messages, the store the middle of `repeats`: rows, sizes on disk, ratios; raises if the states differ."
     if not Path('/proc/self/clear_refs').exists(): raise InterlatError('this benchmark reads its memory from /proc: Linux only')
     with tempfile.TemporaryDirectory() as folder:
-        for name, count in (('warm', 1), ('all', n)): write(Path(folder)/name, count, length, width, shard)
-        disk = {k: round(sum(f.stat().st_size for f in (Path(folder)/'all').glob(g))/2**20, 1) for k, g in (('store', 'store/*'), ('nested', '*.parquet'))}
+        warm, whole = Path(folder)/'warm', Path(folder)/'all'
+        for there, count in ((warm, 1), (whole, n)): write(there, count, length, width, shard)
+        files = dict(store=whole.glob('store/*'), nested=whole.glob('*.parquet'))
+        disk = {k: round(sum(f.stat().st_size for f in found)/2**20, 1) for k, found in files.items()}
         stores, (nested, theirs) = [run('store', folder) for _ in range(repeats)], run('nested', folder)
     if any(read != theirs or len(read) != n for _, read in stores): raise RuntimeError('the two sides read different states')
     ours = {k: statistics.median(r[k] for r, _ in stores) for k in ('seconds', 'peak_mb', 'anon_mb')}
@@ -115,7 +120,8 @@ def main(args=None):
     a = parser.parse_args(args)
     if a.side: return side(a.side, a.folder)
     result = dict(machine=machine(), **measure(a.n, a.length, a.width, a.shard))
-    for r in result['rows']: print("{side:8}{seconds:10.3f} s  {peak_mb:10,.1f} MB at the most, {anon_mb:10,.1f} MB of it anonymous".format(**r))
+    for r in result['rows']:
+        print("{side:8}{seconds:10.3f} s  {peak_mb:10,.1f} MB at the most, {anon_mb:10,.1f} MB of it anonymous".format(**r))
     print("the store: {faster:.0f}x faster, {peak_share:.2%} of the memory ({anon_share:.2%} of the anonymous)".format(**result))
     if a.out: write_atomic(a.out, json.dumps(result, indent=1) + '\n')
 

@@ -1,12 +1,14 @@
 "The pipeline cut off and gone on with; budgets that stand in recipes; dry runs that find what would stop a run."
-import json, re, subprocess, time
+import json, re, subprocess, sys, time
+from dataclasses import replace
 
 import pytest
 from notebooks import ROOT, start_run
 
 from interlat.games.generate import generate_games
-from interlat.runs.budget import KNOWN, budget, count_parameters, device, model_config, train_cost, write_cost
 from interlat.core.basics import InterlatError
+from interlat.runs.costs import KNOWN, Training, count_parameters, device, model_config, train_cost, write_cost
+from interlat.runs.budget import budget
 from interlat.runs.dryrun import check_model, dry_run
 from interlat.runs.pipeline import SIZES, TASKS, plan, stages
 from interlat.runs.notebook import check_parameters, read_parameters
@@ -73,16 +75,27 @@ def test_the_known_shapes_are_the_models():
 
 
 def test_more_takes_more():
-    h100 = device('h100')
-    small = train_cost('Qwen/Qwen2.5-0.5B', 10, 4, 500, 900, h100, bf16=True)
+    h100, half_b, seven_b = device('h100'), 'Qwen/Qwen2.5-0.5B', 'Qwen/Qwen2.5-7B'
+    lesson, large = Training(10, 4, 500, 900, bf16=True), Training(10, 1, 500, 900, bf16=True)
+    small = train_cost(half_b, lesson, h100)
     for more in (dict(steps=20), dict(batch=8), dict(longest=1800), dict(tokens=1000)):
-        given = dict(steps=10, batch=4, tokens=500, longest=900) | more
-        cost = train_cost('Qwen/Qwen2.5-0.5B', on=h100, bf16=True, **given)
-        assert cost['seconds'] >= small['seconds'] and cost['memory'] >= small['memory'] and (cost['seconds'], cost['memory']) != (small['seconds'], small['memory'])
-    saved = train_cost('Qwen/Qwen2.5-0.5B', 10, 4, 500, 900, h100, bf16=True, gradient_checkpointing=True)
+        cost = train_cost(half_b, replace(lesson, **more), h100)
+        assert cost['seconds'] >= small['seconds'] and cost['memory'] >= small['memory']
+        assert (cost['seconds'], cost['memory']) != (small['seconds'], small['memory'])
+    saved = train_cost(half_b, replace(lesson, gradient_checkpointing=True), h100)
     assert saved['memory'] < small['memory'] and saved['seconds'] > small['seconds']
-    assert train_cost('Qwen/Qwen2.5-7B', 10, 1, 500, 900, h100, bf16=True, fsdp=True, processes=8)['memory'] < train_cost('Qwen/Qwen2.5-7B', 10, 1, 500, 900, h100, bf16=True)['memory']/2.5
-    assert write_cost('Qwen/Qwen2.5-7B', 64, 100, 100, 64, h100)['seconds'] < write_cost('Qwen/Qwen2.5-7B', 64, 100, 100, 8, h100)['seconds']
+    shared = train_cost(seven_b, replace(large, fsdp=True, processes=8), h100)
+    assert shared['memory'] < train_cost(seven_b, large, h100)['memory']/2.5
+    assert write_cost(seven_b, 64, 100, 100, 64, h100)['seconds'] < write_cost(seven_b, 64, 100, 100, 8, h100)['seconds']
+
+
+def test_a_setting_that_no_training_has_is_refused(tmp_path):
+    with pytest.raises(TypeError, match='acumulate'): Training(10, 4, 500, 900, acumulate=2)
+    for name in ('training', 'model_settings'):
+        checks, told = dry_run(E03, {name: dict(bf_16=True)}, tmp_path/'run', 'h100')
+        assert told is None and [(c.what, c.found) for c in checks if not c.fine] == [('budget', 'a training has no setting bf_16')]
+    of_no_account = dict(training=dict(bf16=True, learning_rate=1e-4, random_contrast_weight=.5), model_settings=dict(chat_template='x'))
+    for given in ({}, of_no_account): assert dry_run(E03, given, tmp_path/'run', 'h100')[1] is not None
 
 
 def test_a_dry_run_finds_what_would_stop_a_run(tmp_path, monkeypatch):
@@ -126,3 +139,15 @@ def test_the_command_says_what_a_dry_run_found(tmp_path):
         said, _ = process.communicate(timeout=120)
         assert process.returncode == status and said.strip().splitlines()[-1].startswith(last), said
     assert not (tmp_path/'run').exists()
+
+
+@pytest.mark.parametrize('words', [[], ['pipeline'], ['sweep'], ['gather']], ids=lambda w: ' '.join(w) or 'a notebook')
+def test_help_loads_nothing_heavy(words):
+    code = f"""import sys
+from interlat.runs.cli import interlat_run
+try: interlat_run({[*words, '--help']})
+except SystemExit as e: assert e.code == 0
+heavy = {{'torch', 'transformers', 'pandas', 'numpy', 'papermill', 'nbformat', 'plotly', 'tqdm'}} & sys.modules.keys()
+sys.exit(f'loaded: {{heavy}}' if heavy else 0)"""
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, text=True, capture_output=True)
+    assert done.returncode == 0 and done.stdout.startswith(f"usage: {' '.join(['interlat-run', *words])}"), done.stderr

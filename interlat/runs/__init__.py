@@ -10,4 +10,5 @@ __all__ = ['notebook_parameters', 'as_type', 'check_parameters', 'read_parameter
 from .notebook import *
 
 # %% ../../nbs/13_doors/02_runs.ipynb #3b91f49a
-_all_ = ['notebook_parameters', 'as_type', 'check_parameters', 'read_parameters', 'stage', 'read_stages', 'RunFailed', 'read_manifest', 'plan_run', 'run_notebook']
+_all_ = ['notebook_parameters', 'as_type', 'check_parameters', 'read_parameters', 'stage', 'read_stages', 'RunFailed', 'read_manifest',
+         'plan_run', 'run_notebook']

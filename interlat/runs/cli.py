@@ -16,15 +16,19 @@ from ..core.arguments import *
 class _Parser(argparse.ArgumentParser):
     def error(self, message): raise InterlatError(f"{message}; see {self.prog} --help")
 
+_LOOKS = 'data, tokenizers, widths, memory and disk, and run nothing'
+_ON = 'with --dry_run, the device that it is for: a100, h100, h200, rtx4090 or cpu (this machine)'
+
 def _run_parser():
-    parser = _Parser(prog='interlat-run', description='Run an experiment notebook with other parameters, and keep a manifest.', epilog='interlat-run pipeline, sweep or gather, with --help, tell of themselves.')
+    parser = _Parser(prog='interlat-run', description='Run an experiment notebook with other parameters, and keep a manifest.',
+                     epilog='interlat-run pipeline, sweep or gather, with --help, tell of themselves.')
     parser.add_argument('notebook', help='an experiment with a cell tagged parameters')
     parser.add_argument('-p', nargs=2, action='append', default=[], metavar=('NAME', 'VALUE'), help='a parameter; may be repeated')
     parser.add_argument('-f', metavar='FILE', help='YAML or JSON file of parameters')
     parser.add_argument('--out', help='folder of the run (data/runs/<notebook>)')
     parser.add_argument('--figures', help='folder of the figures, if the notebook makes some')
-    parser.add_argument('--dry_run', action='store_true', help='look at parameters, data, tokenizers, widths, memory and disk, and run nothing')
-    parser.add_argument('--on', default='', help='with --dry_run, the device that it is for: a100, h100, h200, rtx4090 or cpu (this machine)')
+    parser.add_argument('--dry_run', action='store_true', help=f'look at parameters, {_LOOKS}')
+    parser.add_argument('--on', default='', help=_ON)
     parser.add_argument('--html', action='store_true', help='the executed notebook without its code as a page, too')
     return parser
 
@@ -33,17 +37,20 @@ def _execute(notebook, params, out, figures, page):
     "Run a notebook, make a page of it if that has a name, and say where everything is."
     from interlat.runs.pipeline import report_page
     from interlat.runs.notebook import run_notebook
-    manifest, executed = run_notebook(notebook, params, out, figures), Path(out)/Path(notebook).name
-    if page: report_page(executed, Path(out)/page)
-    print(f"\ndone in {manifest['seconds']:.0f} s with at most {manifest['peak_memory_mb']/1024:.1f} GB of memory\n"
-          + (f"  {Path(out)/page}: what came out, as a page\n" if page else '') + f"  {executed}: the executed notebook\n  {Path(out)/'manifest.json'}: code, machine, parameters, times"
-          + (f"\n  {figures}: the figures" if figures else ''))
+    out = Path(out)
+    manifest, executed = run_notebook(notebook, params, out, figures), out/Path(notebook).name
+    if page: report_page(executed, out/page)
+    print(f"\ndone in {manifest['seconds']:.0f} s with at most {manifest['peak_memory_mb']/1024:.1f} GB of memory")
+    if page: print(f"  {out/page}: what came out, as a page")
+    print(f"  {executed}: the executed notebook\n  {out/'manifest.json'}: code, machine, parameters, times")
+    if figures: print(f"  {figures}: the figures")
 
 # %% ../../nbs/12_runs/08_cli.ipynb #23000007
 def _say(checks, told):
     "Print what a run needs and takes; exit with status 1 if something would stop it."
     print(*checks, *([told] if told else []), sep='\n')
-    if wrong := [c for c in checks if not c.fine]: sys.exit(f"error: {len(wrong)} of {len(checks)} things would stop the run, {wrong[0].what} the first")
+    wrong = [c.what for c in checks if not c.fine]
+    if wrong: sys.exit(f"error: {len(wrong)} of {len(checks)} things would stop the run, {wrong[0]} the first")
 
 # %% ../../nbs/12_runs/08_cli.ipynb #23000009
 def run(
@@ -52,16 +59,18 @@ def run(
     "Run an experiment notebook and say where its results are."
     args = _run_parser().parse_args(argv)
     from interlat.runs.notebook import read_parameters
-    params, out = (read_parameters(args.f) if args.f else {}) | dict(args.p), args.out or Path('data/runs')/Path(args.notebook).stem
+    params, name = (read_parameters(args.f) if args.f else {}) | dict(args.p), Path(args.notebook).stem
+    out = args.out or Path('data/runs')/name
     if args.on and not args.dry_run: raise InterlatError('--on says what a dry run is for; add --dry_run')
     if args.dry_run:
         from interlat.runs.dryrun import dry_run
         return _say(*dry_run(args.notebook, params, out, args.on))
-    _execute(args.notebook, params, out, args.figures, f'{Path(args.notebook).stem}.html' if args.html else '')
+    _execute(args.notebook, params, out, args.figures, f'{name}.html' if args.html else '')
 
 # %% ../../nbs/12_runs/08_cli.ipynb #2300000c
 def _sweep_parser():
-    parser = _Parser(prog='interlat-run sweep', description='Run a notebook at many parameters, on this machine or a cluster. Started again, it runs what is left.')
+    about = 'Run a notebook at many parameters, on this machine or a cluster. Started again, it runs what is left.'
+    parser = _Parser(prog='interlat-run sweep', description=about)
     parser.add_argument('file', help='YAML: notebook, base or file, grid, list, slurm')
     parser.add_argument('--out', help='folder of the sweep (data/runs/<file>)')
     parser.add_argument('--jobs', type=int, help='runs at a time (one a GPU; without one: 1)')
@@ -77,7 +86,8 @@ def _told(out, metric='', x='', colour=''):
     table = gather(out)
     fig = sweep_figure(table, metric, x, colour)
     save_figure(fig, Path(out)/'results')
-    print(f"{out}/results.csv: {len(table)} numbers; {out}/runs.csv: times, memory, revisions; {out}/results.png: {fig.layout.title.text}")
+    told = f'results.csv: {len(table)} numbers', 'runs.csv: times, memory, revisions', f'results.png: {fig.layout.title.text}'
+    print('; '.join(f'{out}/{file}' for file in told))
 
 def sweep(
     argv:list[str], # words of the command line, without `sweep`
@@ -86,10 +96,11 @@ def sweep(
     args = _sweep_parser().parse_args(argv)
     from interlat.runs.sweep import read_sweep, run_sweep
     out = Path(args.out or Path('data/runs')/Path(args.file).stem)
-    states = run_sweep(read_sweep(args.file), out, args.cluster, jobs=args.jobs, gpus=several(args.gpus) if args.gpus else None, gpus_per_run=args.gpus_per_run)
-    failed = states[states.state != 'done']
+    gpus = several(args.gpus) if args.gpus else None
+    states = run_sweep(read_sweep(args.file), out, args.cluster, jobs=args.jobs, gpus=gpus, gpus_per_run=args.gpus_per_run)
+    failed = list(states.point[states.state != 'done'])
     if len(failed) < len(states): _told(out)
-    if len(failed): sys.exit(f"error: {len(failed)} of {len(states)} runs are not done, {failed.point.iloc[0]} the first; start again to run what is left")
+    if failed: sys.exit(f"error: {len(failed)} of {len(states)} runs are not done, {failed[0]} the first; start again to run what is left")
 
 # %% ../../nbs/12_runs/08_cli.ipynb #2300000f
 def gathered(
@@ -107,16 +118,19 @@ def gathered(
 # %% ../../nbs/12_runs/08_cli.ipynb #23000012
 def _pipeline_parser():
     from interlat.runs.pipeline import SIZES, TASKS
-    parser = _Parser(prog='interlat-run pipeline', description='From data to a report: collect, train, evaluate, compress, evaluate, probe. Started again, it goes on at the stage where it was.')
+    stages = 'collect, train, evaluate, compress, evaluate, probe'
+    about = f'From data to a report: {stages}. Started again, it goes on at the stage where it was.'
+    parser = _Parser(prog='interlat-run pipeline', description=about)
     parser.add_argument('--task', choices=TASKS, required=True, help='household games, or problems of mathematics')
-    parser.add_argument('--model_size', '--model-size', choices=SIZES, default='tiny', help='tiny: a laptop; small: Qwen2.5-0.5B; large: Qwen2.5-7B')
+    parser.add_argument('--model_size', '--model-size', choices=SIZES, default='tiny',
+                        help='tiny: a laptop; small: Qwen2.5-0.5B; large: Qwen2.5-7B')
     parser.add_argument('--full', action='store_true', help="all data and the paper's settings")
     parser.add_argument('--data_path', default='', help='games or problems (made for tiny models, else $ALFWORLD_DATA or the hub)')
     parser.add_argument('--processes', type=int, default=1, help='that share collection and training, one a GPU (1)')
     parser.add_argument('--limit', type=int, default=0, help='at most so many tasks and steps, to try it out')
     parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--dry_run', action='store_true', help='look at data, tokenizers, widths, memory and disk, and run nothing')
-    parser.add_argument('--on', default='', help='with --dry_run, the device that it is for: a100, h100, h200, rtx4090 or cpu (this machine)')
+    parser.add_argument('--dry_run', action='store_true', help=f'look at {_LOOKS}')
+    parser.add_argument('--on', default='', help=_ON)
     parser.add_argument('--out', help='folder of the run (data/runs/pipeline_<task>_<size>)')
     return parser
 

@@ -15,6 +15,7 @@ from ..games.find import *
 from ..maths.mathdata import *
 from ..agents.lm import *
 from .notebook import *
+from .costs import *
 from .budget import *
 
 # %% ../../nbs/12_runs/06_dryrun.ipynb #20d90005
@@ -36,8 +37,11 @@ def check_model(
     "Whether a model's tokenizer is there and knows how to chat, and how wide the model is."
     try: config, tokenizer = model_config(name), load_tokenizer(name)
     except InterlatError as e: return Check(role, f'{name}: {first_line(e)}', False)
-    if not tokenizer.chat_template: return Check(role, f'{name} has no chat template; use an instruct model, or give chat_template in model_settings', role != 'actor')
-    return Check(role, f'{name}: width {config.hidden_size}, {len(tokenizer):,} tokens, {count_parameters(config)/1e6:,.1f} million parameters', True)
+    if not tokenizer.chat_template:
+        found = f'{name} has no chat template; use an instruct model, or give chat_template in model_settings'
+        return Check(role, found, role != 'actor')
+    millions = count_parameters(config)/1e6
+    return Check(role, f'{name}: width {config.hidden_size}, {len(tokenizer):,} tokens, {millions:,.1f} million parameters', True)
 
 # %% ../../nbs/12_runs/06_dryrun.ipynb #20d90008
 def check_widths(
@@ -49,20 +53,29 @@ def check_widths(
     if E % 8: return Check('widths', f'the adapter has 8 heads, which do not divide the width {E} of {actor}', False)
     return Check('widths', f'states of width {D} into a model of width {E}' + ('' if D == E else ', through a projector'), True)
 
+def _there(p, split):
+    "How many tasks there are in a split of the data."
+    return len(read_problems(p['data_path'], split) if 'levels' in p else find_games(p['data_path'], split))
+
+def _check_split(p, split, wanted):
+    "Whether a split has as many tasks as are asked for; 0: all that there are."
+    what = f'data {split}'
+    try: there = _there(p, split)
+    except InterlatError as e: return Check(what, first_line(e), False)
+    return Check(what, f"{there:,} tasks, {f'{wanted:,}' if wanted else 'all'} asked for", wanted <= there)
+
 def check_data(
     params:dict, # of the experiment; with `made`, whether games and problems are made for it, if not an empty data_path says so
 )->list[Check]: # one a split
     "Whether there are as many tasks as are asked for."
-    p, found = params, []
+    p = params
     if 'data_path' not in p or 'n_train' not in p: return []
-    made = p.get('made', not p['data_path'])
-    if made and not p['n_train']: return [Check('data', 'all official ones are asked for; say where they are with -p data_path FOLDER', False)]
-    if made: return [Check('data', f"{p['n_train']} tasks to train on and {p.get('n_eval', 0)} to report on are made for the run", True)]
-    for split, n in (('train', p['n_train']), *((s, p.get('n_eval', 0)) for s in p.get('splits') or [p.get('split', 'valid_unseen')])):
-        try: there = len(read_problems(p['data_path'], split) if 'levels' in p else find_games(p['data_path'], split))
-        except InterlatError as e: found.append(Check(f'data {split}', first_line(e), False))
-        else: found.append(Check(f'data {split}', f"{there:,} tasks, {f'{n:,}' if n else 'all'} asked for", n <= there))
-    return found
+    n_train, n_eval = p['n_train'], p.get('n_eval', 0)
+    if p.get('made', not p['data_path']):
+        if not n_train: return [Check('data', 'all official ones are asked for; say where they are with -p data_path FOLDER', False)]
+        return [Check('data', f"{n_train} tasks to train on and {n_eval} to report on are made for the run", True)]
+    reported = p.get('splits') or [p.get('split', 'valid_unseen')]
+    return [_check_split(p, 'train', n_train), *(_check_split(p, split, n_eval) for split in reported)]
 
 # %% ../../nbs/12_runs/06_dryrun.ipynb #20d9000b
 def _free(path):
@@ -70,6 +83,15 @@ def _free(path):
     path = Path(path).resolve()
     while not path.exists(): path = path.parent
     return shutil.disk_usage(path).free
+
+def _check_room(
+    told:Budget, # what a run takes
+    out:str|Path, # its folder
+)->list[Check]: # memory, and disk
+    "Whether a run has the memory and the disk that it takes."
+    has, free = told.device.memory/1e9, _free(out)/1e9
+    return [Check('memory', f'{told.memory_gb:.1f} GB of the {has:.0f} GB that {told.device.name} has', told.memory_gb < has),
+            Check('disk', f'{told.disk_gb:.1f} GB, {free:.0f} GB are free', told.disk_gb < free)]
 
 def look_at(
     p:dict, # parameters of an experiment, all of them
@@ -85,9 +107,7 @@ def look_at(
     if not pair and 'model' not in names: return checks, None
     try: told = budget(p, device(on))
     except InterlatError as e: return [*checks, Check('budget', first_line(e), False)], None
-    free = _free(out)/1e9
-    return [*checks, Check('memory', f'{told.memory_gb:.1f} GB of the {told.device.memory/1e9:.0f} GB that {told.device.name} has', told.memory_gb*1e9 < told.device.memory),
-            Check('disk', f'{told.disk_gb:.1f} GB, {free:.0f} GB are free', told.disk_gb < free)], told
+    return [*checks, *_check_room(told, out)], told
 
 def dry_run(
     notebook:str|Path, # experiment

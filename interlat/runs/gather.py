@@ -13,7 +13,6 @@ import pandas as pd
 
 from ..core.basics import *
 from ..figures.look import *
-from .notebook import *
 from .sweep import *
 
 # %% ../../nbs/12_runs/04_gather.ipynb #20aa0005
@@ -27,17 +26,26 @@ def flat_numbers(
     return {k: v for key, value in parts for k, v in flat_numbers(value, f'{name}/{key}' if name else str(key)).items()}
 
 # %% ../../nbs/12_runs/04_gather.ipynb #20aa0008
+def _cell(value):
+    "A parameter as a table can hold it: lists and mappings become text."
+    return value if isinstance(value, str|int|float|bool|None) else json.dumps(value)
+
+def _numbers(folder, point):
+    "A row for each number of a run."
+    file = check_file(folder/'metrics.json', 'metrics of a run', 'a notebook that is swept has to write them')
+    own, found = {k: _cell(v) for k, v in point.items()}, flat_numbers(json.loads(file.read_text(encoding='utf-8')))
+    return [own | dict(metric=name, value=value) for name, value in found.items()]
+
 def gather(
     out:str|Path, # folder of a sweep
 )->pd.DataFrame: # columns: what the runs differ in, metric, value; a row a number of a finished run
-    "Read the runs of a sweep; `results.csv` and `runs.csv` (state, time, memory, revision of each) are left in its folder. Raises `InterlatError` if no run is finished."
-    out, rows = Path(out), []
+    """Read the runs of a sweep; `results.csv` and `runs.csv` (state, time, memory, revision of each) are left in its folder.
+    Raises `InterlatError` if no run is finished."""
+    out = Path(out)
     states = sweep_states(out)
     points = json.loads((out/'sweep.json').read_text(encoding='utf-8'))['points']
-    for point, name in ((p, point_name(p)) for p in points):
-        if read_manifest(out/name).get('state') != 'done': continue
-        metrics = json.loads(check_file(out/name/'metrics.json', 'metrics of a run', 'a notebook that is swept has to write them').read_text(encoding='utf-8'))
-        rows += [{k: v if isinstance(v, str|int|float|bool|None) else json.dumps(v) for k,v in point.items()} | dict(metric=m, value=x) for m, x in flat_numbers(metrics).items()]
+    done = [p for p, state in zip(points, states.state) if state == 'done']
+    rows = [row for p in done for row in _numbers(out/point_name(p), p)]
     if not rows: raise InterlatError(f"no run in {out} is finished with a number in its metrics.json")
     table = pd.DataFrame(rows)
     write_atomic(out/'runs.csv', states.to_csv(index=False))
@@ -45,9 +53,27 @@ def gather(
     return table
 
 # %% ../../nbs/12_runs/04_gather.ipynb #20aa000c
+_HOVER = '%{{y:.4g}}<extra>{}</extra>'
+_DASHES = ('solid', 'dash', 'dot') # when the colours are used up
+
 def _means(part, x):
     "Mean of the value at each x."
     return part.groupby(x, sort=False).value.mean().reset_index()
+
+def _chosen(table, metric, x, colour):
+    "What to draw where nothing was chosen. Raises `InterlatError` for what the table does not have."
+    metrics, names = list(dict.fromkeys(table.metric)), [c for c in table if c not in ('metric', 'value')]
+    if metric and metric not in metrics:
+        more = ', …' if len(metrics) > 12 else ''
+        raise InterlatError(f"no metric {metric!r} in the table; it has {', '.join(metrics[:12])}{more}")
+    for name in (x, colour):
+        if name and name not in names: raise InterlatError(f"no parameter {name!r} in the table; it has {', '.join(names)}")
+    free = [n for n in names if n not in (x, colour)]
+    rest = [n for n in free if 'seed' not in n] or free
+    x = x or (rest.pop(0) if rest else '')
+    if not x: raise InterlatError('the runs differ in nothing that could be drawn')
+    colour = colour or (rest[0] if rest and 'seed' not in rest[0] else '')
+    return metric or metrics[0], x, colour
 
 def sweep_figure(
     table:pd.DataFrame, # what `gather` gave
@@ -55,23 +81,20 @@ def sweep_figure(
     x:str='', # parameter along the axis; empty: the first that is no seed
     colour:str='', # parameter that the colours tell apart; empty: the second that is no seed, if there is one
 ):
-    "Dots of the runs and their means, joined where the axis is of numbers; one colour a value. Raises `InterlatError` for a metric or a parameter that is not there."
+    """Dots of the runs and their means, joined where the axis is of numbers; one colour a value.
+    Raises `InterlatError` for a metric or a parameter that is not there."""
     import plotly.graph_objects as go
     check_columns(table, ['metric', 'value'])
-    known, names = list(dict.fromkeys(table.metric)), [c for c in table if c not in ('metric', 'value')]
-    if metric and metric not in known: raise InterlatError(f"no metric {metric!r} in the table; it has {', '.join(known[:12])}{', …' if len(known) > 12 else ''}")
-    for name in (x, colour):
-        if name and name not in names: raise InterlatError(f"no parameter {name!r} in the table; it has {', '.join(names)}")
-    rest = [n for n in names if 'seed' not in n and n not in (x, colour)] or [n for n in names if n not in (x, colour)]
-    metric, x = metric or known[0], x or (rest.pop(0) if rest else '')
-    if not x: raise InterlatError('the runs differ in nothing that could be drawn')
-    colour = colour or (rest[0] if rest and 'seed' not in rest[0] else '')
+    metric, x, colour = _chosen(table, metric, x, colour)
     part = table[table.metric == metric]
     words = not pd.api.types.is_numeric_dtype(part[x])
     if words: part = part.assign(**{x: part[x].astype(str)})
-    fig = go.Figure(layout=dict(template=look(), title=f"{metric}, by {x}"))
+    fig, colours = go.Figure(layout=dict(template=look(), title=f"{metric}, by {x}")), list(PALETTE.values())
     for i, (name, group) in enumerate(part.groupby(colour, sort=False) if colour else [('', part)]):
-        line, mean = list(PALETTE.values())[i % len(PALETTE)], _means(group, x)
-        if len(group) > len(mean): fig.add_scatter(x=group[x], y=group.value, mode='markers', marker=dict(size=7, color=line, opacity=.45), showlegend=False, hovertemplate='%{y:.4g}<extra>a run</extra>')
-        fig.add_scatter(x=mean[x], y=mean.value, mode='markers' if words else 'lines+markers', name=f'{colour} {name}', line=dict(color=line, dash=('solid', 'dash', 'dot')[i // len(PALETTE) % 3]), marker=dict(size=10), hovertemplate='%{y:.4g}<extra>mean</extra>')
+        mean, paint, dash = _means(group, x), colours[i % len(colours)], _DASHES[i//len(colours) % len(_DASHES)]
+        if len(group) > len(mean):
+            dots = dict(size=7, color=paint, opacity=.45)
+            fig.add_scatter(x=group[x], y=group.value, mode='markers', marker=dots, showlegend=False, hovertemplate=_HOVER.format('a run'))
+        fig.add_scatter(x=mean[x], y=mean.value, mode='markers' if words else 'lines+markers', name=f'{colour} {name}',
+                        line=dict(color=paint, dash=dash), marker=dict(size=10), hovertemplate=_HOVER.format('mean'))
     return fig.update_xaxes(title=x).update_yaxes(title=metric).update_layout(showlegend=bool(colour))

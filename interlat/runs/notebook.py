@@ -21,7 +21,8 @@ def notebook_parameters(
 )->dict: # name -> default value, in the cell's order
     "The experiment's parameters and their defaults; raises `InterlatError` if it declares none."
     import papermill as pm
-    if check_file(notebook, 'notebook').suffix != '.ipynb': raise InterlatError(f"{notebook} is not a readable notebook: its name must end in .ipynb")
+    if check_file(notebook, 'notebook').suffix != '.ipynb':
+        raise InterlatError(f"{notebook} is not a readable notebook: its name must end in .ipynb")
     try: found = pm.inspect_notebook(str(notebook))
     except (OSError, ValueError) as e: raise InterlatError(f"{notebook} is not a readable notebook: {e}") from e
     if not found: raise InterlatError(f"{notebook} declares no parameters; tag one cell of literals `parameters`")
@@ -78,7 +79,7 @@ def stage(
     out:str|Path, # the run's folder
     name:str, # what the run does now
 ):
-    "Time a part of a run: one line in `<out>/stages.jsonl` with its wall time (s), whether it went well, and the most memory (MB) that it had on a GPU."
+    "Time a part of a run: a line in `<out>/stages.jsonl` with its wall time (s), its end, and the most memory (MB) that it had on a GPU."
     print(f"── {name}", flush=True)
     start, state = time.perf_counter(), 'failed'
     if cuda := _cuda(): cuda.reset_peak_memory_stats()
@@ -165,7 +166,8 @@ def _record(
             manifest.update(state='failed', error=f"{type(e).__name__}: {next(iter(e.args), '')}")
             raise
         finally:
-            manifest.update(ended=_now(), seconds=round(time.perf_counter() - start, 1), peak_memory_mb=peak['mb'], stages=read_stages(out))
+            seconds = round(time.perf_counter() - start, 1)
+            manifest.update(ended=_now(), seconds=seconds, peak_memory_mb=peak['mb'], stages=read_stages(out))
             save()
 
 # %% ../../nbs/12_runs/02_notebook.ipynb #ce6a5697
@@ -176,13 +178,18 @@ def read_manifest(
     path = Path(out)/'manifest.json'
     return json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
 
+def _made(manifest):
+    "How a run was made: two of one folder must agree in it, wherever the folder lies."
+    made = dict(manifest['parameters'], notebook=Path(manifest['notebook']).name, revision=manifest['git']['revision'])
+    return {name: value for name, value in made.items() if name not in ('out', 'figures')}
+
 def _claim(out, manifest):
     "Raise `InterlatError` if the folder holds a run that was made in another way."
-    def made(m): return dict(m['parameters'], notebook=Path(m['notebook']).name, revision=m['git']['revision']) | dict(out=None, figures=None)
-    if not (old := read_manifest(out)): return
-    old, new = made(old), made(manifest)
+    if not (found := read_manifest(out)): return
+    old, new = _made(found), _made(manifest)
     for k in sorted({*old, *new}):
-        if old.get(k) != new.get(k): raise InterlatError(f"{out} holds a run with {k} {old.get(k)}, this one has {k} {new.get(k)}; choose another folder, or remove it")
+        was, now = old.get(k), new.get(k)
+        if was != now: raise InterlatError(f"{out} holds a run with {k} {was}, this one has {k} {now}; choose another folder, or remove it")
 
 def plan_run(
     notebook:str|Path, # experiment
@@ -207,7 +214,8 @@ def _alone(
     from filelock import FileLock, Timeout
     try:
         with FileLock(out/'.lock', timeout=wait): yield
-    except Timeout as e: raise InterlatError(f"another process is running in {out}; wait for it, or choose another folder") from e
+    except Timeout as e:
+        raise InterlatError(f"another process is running in {out}; wait for it, or choose another folder") from e
 
 def run_notebook(
     notebook:str|Path, # experiment
@@ -216,8 +224,9 @@ def run_notebook(
     figures:str|Path|None=None, # folder of the figures, passed on as `figures`
 )->dict: # the manifest, as `<out>/manifest.json` has it
     """Run an experiment: the executed copy, `manifest.json` and whatever the notebook writes go to `out`.
-    Raises `InterlatError` for bad parameters, a folder with another run in it or one that is in use, and `RunFailed` if the notebook fails."""
-    manifest, out = plan_run(notebook, params, out, figures) | dict(machine=machine(), packages=package_versions()), Path(out)
+    Raises `InterlatError` for bad parameters and for a folder with another run in it or in use, `RunFailed` if the notebook fails."""
+    manifest = plan_run(notebook, params, out, figures) | dict(machine=machine(), packages=package_versions())
+    out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     with _alone(out):
         (out/'stages.jsonl').unlink(missing_ok=True)

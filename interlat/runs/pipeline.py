@@ -11,9 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..core.basics import *
-from ..commands.launch import *
 from .notebook import *
-from .budget import *
 
 # %% ../../nbs/12_runs/07_pipeline.ipynb #22000005
 @dataclass(frozen=True)
@@ -38,17 +36,56 @@ class Plan:
 
 # %% ../../nbs/12_runs/07_pipeline.ipynb #22000006
 TASKS, SIZES = ('alfworld', 'math'), ('tiny', 'small', 'large')
-_LORA = dict(lora='{"r": 16, "lora_alpha": 32}', dtype='bfloat16') # for a 7B model on one GPU
 _FAMILY = dict(small='Qwen/Qwen2.5-0.5B', large='Qwen/Qwen2.5-7B')
+_LORA = dict(lora='{"r": 16, "lora_alpha": 32}', dtype='bfloat16') # for a 7B model on one GPU
+_STEP = 16 # conversations of a step of the paper's training
 
 def _paper(size, full, processes):
     "How a pretrained model is trained: the paper's settings, 16 conversations a step."
     each = dict(small=4, large=1)[size]
-    if each*processes > 16: raise InterlatError(f"{processes} processes of {each} conversations are more than the paper's 16 a step; use {16//each} or fewer")
-    train = dict(learning_rate=1e-5, per_device_train_batch_size=each, gradient_accumulation_steps=16//(each*processes), bf16=True, gradient_checkpointing=True, save_steps=200, save_strategy='steps',
+    if each*processes > _STEP:
+        most = _STEP//each
+        raise InterlatError(f"{processes} processes of {each} conversations are more than the paper's {_STEP} a step; use {most} or fewer")
+    train = dict(learning_rate=1e-5, per_device_train_batch_size=each, gradient_accumulation_steps=_STEP//(each*processes),
+                 bf16=True, gradient_checkpointing=True, save_steps=200, save_strategy='steps',
                  separation_weight=.5 if size == 'small' else 1., num_train_epochs=10 if full else 1)
-    if size == 'large': train |= dict(fsdp=True) if processes > 1 else _LORA
-    return train
+    if size == 'small': return train
+    return train | (dict(fsdp=True) if processes > 1 else _LORA)
+
+def _student(train, size, full):
+    "How its student is trained: as the actor, but for what only an actor has, and for FSDP: a student's cache is not shared among GPUs."
+    shared = {k: v for k, v in train.items() if k not in ('separation_weight', 'fsdp', 'gradient_checkpointing')}
+    own = dict(learning_rate=5e-5, num_train_epochs=2 if full else 1)
+    return shared | own | (_LORA if size == 'large' else {})
+
+# %% ../../nbs/12_runs/07_pipeline.ipynb #22000020
+def _tiny(task, full):
+    "The plan of the tiny presets."
+    games = task == 'alfworld'
+    name = 'tiny-qwen2' if games else 'tiny-math'
+    n_train, n_eval = (1536, 150) if full else (512, 60)
+    train = dict(max_steps=300 if full else 120, learning_rate=1e-3, per_device_train_batch_size=16, prepended_length=128,
+                 save_strategy='no', logging_steps=5, validation_split=0.)
+    compress = dict(max_steps=1500 if full else 300, learning_rate=1e-4, per_device_train_batch_size=4,
+                    save_strategy='no', logging_steps=20, validation_split=0.)
+    return Plan(task, name, name, n_train, n_eval, 64 if games else 128, train, compress)
+
+def _pretrained(task, size, full, processes):
+    "The plan of a model of the paper."
+    base, train = _FAMILY[size], _paper(size, full, processes)
+    n_train, n_eval = (None, None) if full else (256, 30)
+    data = '' if task == 'alfworld' else 'EleutherAI/hendrycks_math'
+    student = _student(train, size, full)
+    return Plan(task, f'{base}-Instruct', base, n_train, n_eval, 800, train | dict(prepended_length=800), student, data)
+
+def _limited(found, limit):
+    "A plan with at most so many tasks of each part, and steps of two conversations."
+    def few(n): return limit if n is None else min(n, limit)
+    def short(flags):
+        kept = {k: v for k, v in flags.items() if k != 'num_train_epochs'}
+        return kept | dict(max_steps=min(limit, flags.get('max_steps', limit)), logging_steps=1, per_device_train_batch_size=2,
+                           gradient_accumulation_steps=1, validation_split=0.)
+    return replace(found, n_train=few(found.n_train), n_eval=few(found.n_eval), train=short(found.train), compress=short(found.compress))
 
 def plan(
     task:str, # 'alfworld' or 'math'
@@ -60,47 +97,55 @@ def plan(
     limit:int=0, # at most so many tasks of each part and as many steps of training, to try it out; 0: no limit
 )->Plan:
     "The plan of a pipeline. Raises `InterlatError` for a task or a size that there is none for."
-    for what, value, known in (('task', task, TASKS), ('model_size', model_size, SIZES)):
-        if value not in known: raise InterlatError(f"unknown {what} {value!r}; use {', '.join(known)}")
+    check_choice(TASKS, task=task)
+    check_choice(SIZES, model_size=model_size)
     if limit < 0 or limit == 1: raise InterlatError(f"limit must be 0, or 2 and more, found {limit}")
-    games = task == 'alfworld'
-    if model_size == 'tiny':
-        name = 'tiny-qwen2' if games else 'tiny-math'
-        found = Plan(task, name, name, 1536 if full else 512, 150 if full else 60, 64 if games else 128,
-                     dict(max_steps=300 if full else 120, learning_rate=1e-3, per_device_train_batch_size=16, prepended_length=128, save_strategy='no', logging_steps=5, validation_split=0.),
-                     dict(max_steps=1500 if full else 300, learning_rate=1e-4, per_device_train_batch_size=4, save_strategy='no', logging_steps=20, validation_split=0.))
-    else:
-        base, how = _FAMILY[model_size], _paper(model_size, full, processes)
-        student = {k: v for k, v in how.items() if k not in ('separation_weight', 'fsdp', 'gradient_checkpointing')} | dict(learning_rate=5e-5, num_train_epochs=2 if full else 1) | (_LORA if model_size == 'large' else {}) # its cache is not shared among GPUs
-        found = Plan(task, f'{base}-Instruct', base, None if full else 256, None if full else 30, 800, how | dict(prepended_length=800), student, data_path or ('' if games else 'EleutherAI/hendrycks_math'))
+    found = _tiny(task, full) if model_size == 'tiny' else _pretrained(task, model_size, full, processes)
     found = replace(found, seed=seed, data_path=data_path or found.data_path)
-    if not limit: return found
-    def few(n): return limit if n is None else min(n, limit)
-    def short(flags): return {k: v for k, v in flags.items() if k != 'num_train_epochs'} | dict(max_steps=min(limit, flags.get('max_steps', limit)), logging_steps=1, per_device_train_batch_size=2, gradient_accumulation_steps=1, validation_split=0.)
-    return replace(found, n_train=few(found.n_train), n_eval=few(found.n_eval), train=short(found.train), compress=short(found.compress))
+    return _limited(found, limit) if limit else found
 
 # %% ../../nbs/12_runs/07_pipeline.ipynb #2200000a
+_VARIANTS = ['latent', 'text', 'no_comm', 'cross_task', 'random_rot'] # what the actor is given, to tell presence from content
+
+def _line(*first, **flags):
+    "A command line: the command, its first word if it has one, and its flags."
+    from interlat.commands.launch import words
+    return *first, *words(flags)
+
+def _source(p, out, split, n):
+    "Flags for the tasks of a split."
+    if p.task == 'math': return dict(data_path=p.data_path or None, split=split, num_problems=n, problem_seed=p.seed)
+    return dict(data_path=out/'games' if p.made else p.data_path or None, split=split, num_games=n)
+
+def _collect(p, out, model, split, n, folder, **more):
+    "Let a model write its messages for a split."
+    data = _source(p, out, split, n)
+    return _line('interlat-collect', p.task, model_name_or_path=model, **data, output_dir=out/'messages'/folder, **more)
+
+def _evaluate(p, out, variants, **more):
+    "Let the actor do the tasks to report on."
+    data = _source(p, out, p.split, p.n_eval)
+    return _line('interlat-eval', p.task, model_name_or_path=out/'actor', **data, messages=out/'messages'/'eval', variants=variants,
+                 output_dir=out/'eval', **more)
+
+# %% ../../nbs/12_runs/07_pipeline.ipynb #22000021
 def stages(
     p:Plan, # what to run
     out:str|Path, # folder of the run
 )->dict[str,list[tuple]]: # stage -> commands with their words
     "What each stage of a pipeline runs; the probes and the report are the notebook's."
-    out, games = Path(out), p.task == 'alfworld'
-    where = out/'games' if p.made and games else p.data_path or None
-    def source(split, n): return dict(data_path=where, split=split, **{'num_games' if games else 'num_problems': n}, **({} if games else dict(problem_seed=p.seed)))
-    def collect(model, split, n, folder, **more): return 'interlat-collect', p.task, *words(dict(model_name_or_path=model, **source(split, n), output_dir=out/'messages'/folder, **more))
-    def play(variants, **more):
-        return 'interlat-eval', p.task, *words(dict(model_name_or_path=out/'actor', **source(p.split, p.n_eval), messages=out/'messages'/'eval', variants=variants, output_dir=out/'eval', **more))
-    lesson = source('train', p.n_train) | dict(hidden_data_path=out/'messages'/'train', seed=p.seed)
-    made = [('interlat-games', *words(dict(out=out/'games', n=n, split=split, seed=p.seed))) for split, n in (('train', p.n_train), (p.split, p.n_eval))] if p.made and games else []
-    return {
-        'data': made,
-        'collect': [collect(p.sender, split, n, folder, max_new_tokens=p.states, seed=p.seed) for split, n, folder in (('train', p.n_train, 'train'), (p.split, p.n_eval, 'eval'))],
-        'train': [('interlat-train', p.task, *words(dict(model_name_or_path=p.actor, output_dir=out/'actor', **lesson, **p.train)))],
-        'evaluate': [play(['latent', 'text', 'no_comm', 'cross_task', 'random_rot'])],
-        'compress': [('interlat-compress', p.task, *words(dict(student_model_name_or_path=p.sender, teacher_model_name_or_path=out/'actor', K=p.K, output_dir=out/'student', **lesson, **p.compress))),
-                     collect(out/'student', p.split, p.n_eval, f'k{p.K}')],
-        'evaluate the compressed': [play(['latent', 'text', 'no_comm', 'cross_task', 'random_rot', f'first_{p.K}'], compressed=f'K={p.K}={out}/messages/k{p.K}')]}
+    out, short = Path(out), f'k{p.K}' # the folder of the compressed messages
+    parts = ('train', p.n_train, 'train'), (p.split, p.n_eval, 'eval') # split, tasks, and the folder of their messages
+    lesson = _source(p, out, 'train', p.n_train) | dict(hidden_data_path=out/'messages'/'train', seed=p.seed)
+    made = p.made and p.task == 'alfworld' # problems need no files
+    games = [_line('interlat-games', out=out/'games', n=n, split=split, seed=p.seed) for split, n, _ in parts if made]
+    messages = [_collect(p, out, p.sender, split, n, folder, max_new_tokens=p.states, seed=p.seed) for split, n, folder in parts]
+    actor = _line('interlat-train', p.task, model_name_or_path=p.actor, output_dir=out/'actor', **lesson, **p.train)
+    student = _line('interlat-compress', p.task, student_model_name_or_path=p.sender, teacher_model_name_or_path=out/'actor', K=p.K,
+                    output_dir=out/'student', **lesson, **p.compress)
+    compressed = _evaluate(p, out, [*_VARIANTS, f'first_{p.K}'], compressed=f'K={p.K}={out}/messages/{short}')
+    return {'data': games, 'collect': messages, 'train': [actor], 'evaluate': [_evaluate(p, out, _VARIANTS)],
+            'compress': [student, _collect(p, out, out/'student', p.split, p.n_eval, short)], 'evaluate the compressed': [compressed]}
 
 # %% ../../nbs/12_runs/07_pipeline.ipynb #2200000e
 def as_parameters(
@@ -108,13 +153,20 @@ def as_parameters(
     processes:int=1, # that share a training
 )->dict: # for `look_at`
     "A plan by the names of an experiment's parameters."
-    def steps(flags, n=p.n_train or OFFICIAL['train']): return flags.get('max_steps') or int(flags['num_train_epochs']*n/16)
-    how = {k: p.train[k] for k in ('bf16', 'gradient_checkpointing', 'gradient_accumulation_steps', 'fsdp', 'lora', 'dtype', 'save_strategy') if k in p.train}
-    return dict(sender=p.sender, actor=p.actor, data_path=p.data_path, made=p.made, n_train=p.n_train or 0, n_eval=p.n_eval or 0, split=p.split, train_steps=steps(p.train), batch_size=p.train['per_device_train_batch_size'],
-                prepended_length=p.train.get('prepended_length', p.states), max_new_tokens=p.states, K=p.K, student_steps=steps(p.compress), processes=processes, training=how, student_training=dict(fsdp=False, gradient_checkpointing=False, lora=p.compress.get('lora'), dtype=p.compress.get('dtype', 'float32'), gradient_accumulation_steps=p.compress.get('gradient_accumulation_steps', 1)),
-                conditions=['latent', 'text', 'no_comm', 'cross_task', 'random_rot'], **(dict(max_steps=20) if p.task == 'alfworld' else dict(levels=[])))
+    from interlat.runs.budget import OFFICIAL
+    tasks = p.n_train or OFFICIAL['train']
+    def steps(flags): return flags.get('max_steps') or int(flags['num_train_epochs']*tasks/_STEP)
+    data = dict(data_path=p.data_path, made=p.made, n_train=p.n_train or 0, n_eval=p.n_eval or 0, split=p.split)
+    actor = dict(actor=p.actor, train_steps=steps(p.train), batch_size=p.train['per_device_train_batch_size'], training=p.train,
+                 prepended_length=p.train.get('prepended_length', p.states), processes=processes)
+    alone = dict(fsdp=False, gradient_checkpointing=False, lora=None, dtype='float32') # what a student does not take over from the actor
+    student = dict(K=p.K, student_steps=steps(p.compress), student_training=alone | p.compress)
+    played = dict(max_steps=20) if p.task == 'alfworld' else dict(levels=[])
+    return dict(sender=p.sender, max_new_tokens=p.states, conditions=_VARIANTS, **data, **actor, **student, **played)
 
 # %% ../../nbs/12_runs/07_pipeline.ipynb #22000012
+_SHARED = ('interlat-collect', 'interlat-train', 'interlat-compress') # commands whose work several processes can share
+
 def carry_out_stage(
     out:str|Path, # folder of the run
     name:str, # of the stage
@@ -122,10 +174,11 @@ def carry_out_stage(
     processes:int=1, # that share what can be shared: collection and training
 )->None:
     "Run the commands of a stage, once. Raises as `launch` does."
+    from interlat.commands.launch import launch
     mark = Path(out)/'stages'/f"{name.replace(' ', '_')}.json"
     with stage(out, name):
         if mark.exists(): return print('   done before')
-        for command, *argv in commands: launch(command, *argv, processes=processes if command in ('interlat-collect', 'interlat-train', 'interlat-compress') else 1)
+        for command, *argv in commands: launch(command, *argv, processes=processes if command in _SHARED else 1)
         write_atomic(mark, json.dumps(commands, default=str, indent=1))
 
 # %% ../../nbs/12_runs/07_pipeline.ipynb #22000016
@@ -137,11 +190,14 @@ def report_page(
     from nbconvert import HTMLExporter
     from traitlets.config import Config
     tags = dict(enabled=True, remove_all_outputs_tags={'log'}, remove_cell_tags={'notes'})
-    exporter = HTMLExporter(config=Config(TagRemovePreprocessor=tags), exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True, mathjax_url='', require_js_url='', jquery_url='', mermaid_js_url='', embed_images=True)
+    no_code = dict(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True)
+    no_network = dict(embed_images=True, mathjax_url='', require_js_url='', jquery_url='', mermaid_js_url='')
+    exporter = HTMLExporter(config=Config(TagRemovePreprocessor=tags), **no_code, **no_network)
     body, _ = exporter.from_filename(str(check_file(notebook, 'executed notebook')))
     return write_atomic(path, body)
 
 # %% ../../nbs/12_runs/07_pipeline.ipynb #22000019
 def pipeline_notebook()->Path:
     "The notebook of the pipeline. Raises `InterlatError` outside a clone of the repository: notebooks do not come with the package."
-    return check_file(Path(__file__).parents[2]/'nbs'/'experiments'/'E07_pipeline.ipynb', 'the notebook of the pipeline', 'clone the repository and install it from there: pip install -e .')
+    path = Path(__file__).parents[2]/'nbs'/'experiments'/'E12_pipeline.ipynb'
+    return check_file(path, 'the notebook of the pipeline', 'clone the repository and install it from there: pip install -e .')

@@ -44,23 +44,33 @@ def _combinations(grid, rows):
         if both := sorted(set(row) & set(grid)): raise InterlatError(f"{both[0]} stands in the grid and in the list; keep one")
     return [row | dict(zip(grid, values)) for row in rows for values in itertools.product(*grid.values())]
 
+def _read_keys(path):
+    "What a sweep file holds: known keys only, each of its kind, a notebook among them."
+    found = read_parameters(path)
+    unknown = sorted(set(found) - set(_KEYS))
+    if unknown: raise InterlatError(f"{path} has no use for {', '.join(unknown)}; it may hold {', '.join(_KEYS)}")
+    for key, kind in _KEYS.items():
+        value = found.get(key) or kind() # a key with nothing behind it is as good as none
+        if not isinstance(value, kind): raise InterlatError(f"{path}: {key} must be a {kind.__name__}, found {value!r}")
+    if 'notebook' not in found: raise InterlatError(f"{path} names no notebook")
+    return found
+
 def read_sweep(
     path:str|Path, # YAML or JSON file; paths in it are relative to its folder
 )->Sweep:
     "The runs that a file asks for, every parameter checked. Raises `InterlatError` for anything that no run could have."
-    path, found = Path(path), read_parameters(path)
-    if unknown := sorted(set(found) - set(_KEYS)): raise InterlatError(f"{path} has no use for {', '.join(unknown)}; it may hold {', '.join(_KEYS)}")
-    for key, kind in _KEYS.items():
-        if not isinstance(found.get(key) or kind(), kind): raise InterlatError(f"{path}: {key} must be a {kind.__name__}, found {found[key]!r}")
-    if 'notebook' not in found: raise InterlatError(f"{path} names no notebook")
-    notebook, grid, rows = path.parent/found['notebook'], found.get('grid') or {}, found.get('list') or [{}]
-    base = (read_parameters(path.parent/found['file']) if 'file' in found else {}) | (found.get('base') or {})
-    points = _combinations(grid, rows)
+    path = Path(path)
+    found = _read_keys(path)
+    base = read_parameters(path.parent/found['file']) if 'file' in found else {}
+    base |= found.get('base') or {}
+    points = _combinations(found.get('grid') or {}, found.get('list') or [{}])
     for name in ('out', 'figures'):
-        if name in base or any(name in p for p in points): raise InterlatError(f"{path}: {name} is the sweep's own; leave it out")
-    whole = [check_parameters(notebook, base | p) for p in points]
-    points = [{k: w[k] for k in p} for p, w in zip(points, whole)]
-    if twice := [p for i, p in enumerate(points) if whole[i] in whole[:i]]: raise InterlatError(f"{path} asks twice for the run with {twice[0] or 'nothing of its own'}")
+        if any(name in p for p in (base, *points)): raise InterlatError(f"{path}: {name} is the sweep's own; leave it out")
+    notebook = path.parent/found['notebook']
+    runs = [check_parameters(notebook, base | p) for p in points]
+    points = [{k: run[k] for k in p} for p, run in zip(points, runs)] # the values in the notebook's types
+    twice = [p for i, p in enumerate(points) if runs[i] in runs[:i]]
+    if twice: raise InterlatError(f"{path} asks twice for the run with {twice[0] or 'nothing of its own'}")
     return Sweep(str(notebook), base, points, found.get('slurm') or {})
 
 # %% ../../nbs/12_runs/03_sweep.ipynb #20a5000e
@@ -80,11 +90,13 @@ def lay_out(
 )->list[Path]: # a folder a run, in order
     "Make the folders of the runs. Raises `InterlatError` if one holds a run that was made in another way, before anything is run."
     out = Path(out)
-    folders = [out/point_name(p) for p in sweep.points]
-    for folder, point in zip(folders, sweep.points): plan_run(sweep.notebook, sweep.base | point, folder)
-    for folder, point in zip(folders, sweep.points):
-        write_atomic(folder/'point.json', json.dumps(dict(notebook=str(Path(sweep.notebook).resolve()), parameters=sweep.base | point)))
-    write_atomic(out/'sweep.json', json.dumps(dict(notebook=Path(sweep.notebook).name, base=sweep.base, points=sweep.points), indent=1) + '\n')
+    folders, runs = [out/point_name(p) for p in sweep.points], [sweep.base | p for p in sweep.points]
+    for folder, params in zip(folders, runs): plan_run(sweep.notebook, params, folder)
+    for folder, params in zip(folders, runs):
+        wanted = dict(notebook=str(Path(sweep.notebook).resolve()), parameters=params)
+        write_atomic(folder/'point.json', json.dumps(wanted))
+    whole = dict(notebook=Path(sweep.notebook).name, base=sweep.base, points=sweep.points)
+    write_atomic(out/'sweep.json', json.dumps(whole, indent=1) + '\n')
     return folders
 
 def run_point(
@@ -113,26 +125,40 @@ def _child():
 
 def _start(folder, environment):
     "The process of a run."
+    command = [sys.executable, '-c', 'from interlat.runs.sweep import _child; _child()', str(folder), str(os.getpid())]
     with open(folder/'log.txt', 'ab') as log:
-        return subprocess.Popen([sys.executable, '-c', 'from interlat.runs.sweep import _child; _child()', str(folder), str(os.getpid())], stdin=subprocess.DEVNULL,
-                                stdout=log, stderr=subprocess.STDOUT, env=os.environ | environment, start_new_session=True)
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                                env=os.environ | environment, start_new_session=True)
 
 # %% ../../nbs/12_runs/03_sweep.ipynb #20a50017
+def _visible_gpus():
+    "Names of the GPUs that are here, as CUDA has them."
+    import torch
+    if not torch.cuda.is_available(): return []
+    named = os.environ.get('CUDA_VISIBLE_DEVICES')
+    return named.split(',') if named else [str(i) for i in range(torch.cuda.device_count())]
+
+def _cores():
+    "How many this process may use."
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+
 def slots(
     jobs:int|None=None, # runs at a time; None: as many as the GPUs allow, one without a GPU
     gpus:list[str]|None=None, # names of GPUs, as CUDA has them; None: all that are visible
     gpus_per_run:int=1, # how many a run has
 )->list[dict[str,str]]: # an environment for each run that may go on at a time
     "Who computes where. Raises `InterlatError` for more than there is."
-    import torch
-    if gpus is None: gpus = (os.environ.get('CUDA_VISIBLE_DEVICES') or ','.join(map(str, range(torch.cuda.device_count())))).split(',') if torch.cuda.is_available() else []
-    if gpus and not 1 <= gpus_per_run <= len(gpus): raise InterlatError(f"gpus_per_run must be between 1 and the {len(gpus)} GPUs that there are, found {gpus_per_run}")
-    groups = [','.join(gpus[i:i+gpus_per_run]) for i in range(0, len(gpus) - gpus_per_run + 1, gpus_per_run)] if gpus else []
-    jobs = len(groups) or 1 if jobs is None else jobs
-    if jobs < 1 or groups and jobs > len(groups): raise InterlatError(f"jobs must be 1 or more{f', and {len(groups)} at most: a run has {gpus_per_run} of {len(gpus)} GPUs' if groups else ''}; found {jobs}")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-    threads = dict(OMP_NUM_THREADS=os.environ.get('OMP_NUM_THREADS') or str(max(1, cores//jobs)))
-    return [threads | dict(CUDA_VISIBLE_DEVICES=groups[i] if groups else '') for i in range(jobs)]
+    if gpus is None: gpus = _visible_gpus()
+    if gpus and not 1 <= gpus_per_run <= len(gpus):
+        raise InterlatError(f"gpus_per_run must be between 1 and the {len(gpus)} GPUs that there are, found {gpus_per_run}")
+    groups = len(gpus)//gpus_per_run if gpus else 0
+    if jobs is None: jobs = groups or 1
+    if jobs < 1 or groups and jobs > groups:
+        most = f', and {groups} at most: a run has {gpus_per_run} of {len(gpus)} GPUs' if groups else ''
+        raise InterlatError(f"jobs must be 1 or more{most}; found {jobs}")
+    threads = os.environ.get('OMP_NUM_THREADS') or str(max(1, _cores()//jobs))
+    own = [gpus[i*gpus_per_run:(i+1)*gpus_per_run] for i in range(jobs)] # of each run; none where there are none
+    return [dict(OMP_NUM_THREADS=threads, CUDA_VISIBLE_DEVICES=','.join(names)) for names in own]
 
 # %% ../../nbs/12_runs/03_sweep.ipynb #20a5001a
 def run_pool(
@@ -163,27 +189,37 @@ def run_cluster(
     options:dict, # what a run asks for, e.g. `dict(timeout_min=600, gpus_per_node=1, slurm_partition='gpu')`
 )->Iterator[Path]: # each folder as its run ends, well or not
     "Runs as jobs of a cluster. Raises `InterlatError` if there is none, or it does not know an option."
+    refusals = RuntimeError, ValueError, NameError, AssertionError, TypeError, OSError # submitit's, of what it does not know
     submitit = need('submitit', 'a sweep on a cluster needs', 'slurm')
     try:
         executor = submitit.AutoExecutor(folder=str(log), cluster=cluster)
         executor.update_parameters(name='interlat', **options)
         with executor.batch(): jobs = [executor.submit(run_point, str(f)) for f in folders]
-    except (RuntimeError, ValueError, NameError, AssertionError, TypeError, OSError) as e: raise InterlatError(f"cluster {cluster!r} takes no runs: {first_line(e)}") from e
+    except refusals as e: raise InterlatError(f"cluster {cluster!r} takes no runs: {first_line(e)}") from e
     waiting = dict(zip(jobs, folders))
     while waiting:
         for job in [j for j in waiting if j.done()]: yield waiting.pop(job)
         time.sleep(.5)
 
 # %% ../../nbs/12_runs/03_sweep.ipynb #20a5001e
+def _state(out, name):
+    "How far a run has come, as a row."
+    m = read_manifest(Path(out)/name)
+    return dict(point=name, state=m.get('state', 'waiting'), seconds=m.get('seconds'), peak_memory_mb=m.get('peak_memory_mb'),
+                revision=m.get('git', {}).get('revision'), error=m.get('error', ''))
+
 def sweep_states(
     out:str|Path, # folder of a sweep
-)->pd.DataFrame: # columns: point, state (done, failed, running, waiting), seconds, peak_memory_mb, revision, error; a row a run
+)->pd.DataFrame: # a row a run: point, state (done, failed, running, waiting), seconds, peak_memory_mb, revision, error
     "How far each run has come. Raises `InterlatError` if the folder holds no sweep."
-    points = json.loads(check_file(Path(out)/'sweep.json', 'sweep', 'run it first').read_text(encoding='utf-8'))['points']
-    def row(name):
-        m = read_manifest(Path(out)/name)
-        return dict(point=name, state=m.get('state', 'waiting'), seconds=m.get('seconds'), peak_memory_mb=m.get('peak_memory_mb'), revision=m.get('git', {}).get('revision'), error=m.get('error', ''))
-    return pd.DataFrame([row(point_name(p)) for p in points])
+    sweep = json.loads(check_file(Path(out)/'sweep.json', 'sweep', 'run it first').read_text(encoding='utf-8'))
+    return pd.DataFrame([_state(out, point_name(p)) for p in sweep['points']])
+
+def _ending(folder):
+    "How a run ended, in words."
+    m = read_manifest(folder)
+    if m.get('state') == 'done': return f"done in {m['seconds']:.0f} s"
+    return f"failed: {first_line(m.get('error') or 'it was killed')}; see {folder.name}/log.txt"
 
 def run_sweep(
     sweep:Sweep, # what to run
@@ -195,9 +231,9 @@ def run_sweep(
     where = None if cluster else slots(**pool)
     folders, out = lay_out(sweep, out), Path(out)
     left = [f for f in folders if read_manifest(f).get('state') != 'done']
-    print(f"{sweep}: {len(folders) - len(left)} finished, {len(left)} to run{f', {len(where)} at a time' if where else ''}", flush=True)
+    whole, finished = len(folders), len(folders) - len(left)
+    at_a_time = f', {len(where)} at a time' if where else ''
+    print(f"{sweep}: {finished} finished, {len(left)} to run{at_a_time}", flush=True)
     ended = run_cluster(left, cluster, out/'submitit', sweep.slurm) if cluster else run_pool(left, where)
-    for n, folder in enumerate(ended, len(folders) - len(left) + 1):
-        m = read_manifest(folder)
-        print(f"[{n}/{len(folders)}] {folder.name}: " + (f"done in {m['seconds']:.0f} s" if m.get('state') == 'done' else f"failed: {first_line(m.get('error') or 'it was killed')}; see {folder.name}/log.txt"), flush=True)
+    for n, folder in enumerate(ended, finished + 1): print(f"[{n}/{whole}] {folder.name}: {_ending(folder)}", flush=True)
     return sweep_states(out)
