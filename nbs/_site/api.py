@@ -61,7 +61,8 @@ def annotation(node): return node.value if isinstance(node, ast.Constant) and is
 
 class Parameter:
     "A parameter of a function, or a field of a dataclass."
-    def __init__(self, name, type, default, about): self.name, self.type, self.default, self.about = name, annotation(type), unparsed(default), about
+    def __init__(self, name, type, default, about):
+        self.name, self.type, self.default, self.about = name, annotation(type), unparsed(default), about
 
     def __str__(self):
         typed = f"{self.name}: {self.type}" if self.type else self.name
@@ -187,8 +188,10 @@ def table(
     if not any(p.about for p in rows): return ''
     def cell(text): return text.replace('|', r'\|')
     def code(text): return f'`` {cell(text)} ``' if '`' in text else f'`{cell(text)}`' if text else ''
-    lines = [f"| {code(p.name) if p is not returned else '*returns*'} | {code(p.type)} | {code(p.default)} | {cell(prose(p.about))} |" for p in rows]
-    return '\n'.join(['| | type | default | |', '| --- | --- | --- | --- |', *lines])
+    def row(p):
+        name = '*returns*' if p is returned else code(p.name)
+        return f"| {name} | {code(p.type)} | {code(p.default)} | {cell(prose(p.about))} |"
+    return '\n'.join(['| | type | default | |', '| --- | --- | --- | --- |', *map(row, rows)])
 
 
 def described(kind, signature, *content, options=()):

@@ -102,10 +102,14 @@ class Site:
         "The figures of the runs of an experiment that are kept."
         runs = [m.parent.name for m in sorted((self.root/'data').glob('*/manifest.json'))
                 if Path(json.loads(m.read_text(encoding='utf-8'))['notebook']).name == path.name]
-        found = [(run, sorted((self.root/'figures'/run).glob('*.png'))) for run in runs]
         up = '../'*len(Path(self.docname(path)).parts)
-        return ''.join(f"\n\n## Figures of the run that is kept as `{run}`\n\n[its manifest]({up}data/{run}/manifest.json)\n\n"
-                       + '\n\n'.join(f"![{f.stem.replace('_', ' ')}]({up}figures/{run}/{f.name})" for f in figures) for run, figures in found if figures)
+        shown = []
+        for run in runs:
+            figures = sorted((self.root/'figures'/run).glob('*.png'))
+            if not figures: continue
+            drawn = [f"![{f.stem.replace('_', ' ')}]({up}figures/{run}/{f.name})" for f in figures]
+            shown += [f'## Figures of the run that is kept as `{run}`', f'[its manifest]({up}data/{run}/manifest.json)', *drawn]
+        return ''.join(f'\n\n{text}' for text in shown)
 
     def folder(self, path):
         "The page of a folder: its notebooks, a line each."
@@ -115,19 +119,19 @@ class Site:
     def names_page(self, path):
         "The page of the names of a room. It is in no table of contents: a hundred more entries would stand on every page."
         m, (name, line), wing = self.modules[path], heading(path), path.parent
-        above = f'{{.room}}\n[API by wing](/api/index.md) › [{title(wing)}](/api/{wing.name}/index.md) · the room: [{name}](/{self.docname(path)}.md)'
-        return '\n\n'.join(['---\norphan: true\n---', f'# {m.name}', above, f'> {line}', self.reference.page(m)])
+        above = f'[API by wing](/api/index.md) › [{title(wing)}](/api/{wing.name}/index.md) · the room: [{name}](/{self.known[path]}.md)'
+        return '\n\n'.join(['---\norphan: true\n---', f'# {m.name}', f'{{.room}}\n{above}', f'> {line}', self.reference.page(m)])
 
     def api_wing(self, wing):
         "The page of a wing's modules, with their names."
-        own = [n for n in rooms(wing) if n in self.names]
-        lines = [f'- [{m.name}]({n.stem}.md): ' + ', '.join(self.reference.link(name, m) for name in m.names) for n in own for m in [self.modules[n]]]
+        found = [(n.stem, self.modules[n]) for n in rooms(wing) if n in self.names]
+        lines = [f'- [{m.name}]({page}.md): ' + ', '.join(self.reference.link(name, m) for name in m.names) for page, m in found]
         return '\n\n'.join([f'# {title(wing)}: API', '\n'.join(lines)])
 
     def api_index(self):
         "The page of all modules."
-        parts = [f'## [{title(w)}]({w.name}/index.md)\n\n' + '\n'.join(f'- [{self.modules[n].name}]({w.name}/{n.stem}.md): {heading(n)[1]}' for n in rooms(w) if n in self.names)
-                 for w in self.wings]
+        def line(n): return f'- [{self.modules[n].name}]({n.parent.name}/{n.stem}.md): {heading(n)[1]}'
+        parts = [f'## [{title(w)}]({w.name}/index.md)\n\n' + '\n'.join(line(n) for n in rooms(w) if n in self.names) for w in self.wings]
         return '\n\n'.join(['# API by wing', *parts, contents([f'{w.name}/index' for w in self.wings])])
 
     def write(self):
