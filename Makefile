@@ -17,7 +17,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --log $(VENV)/pi
 TELL := awk '/^ *Downloading .*[MG]B\)/ {print "   ", $$1, $$2, $$3, $$4} \
 	/^Building wheel/ {print "    building", $$NF} /^Installing collected/ {print "    unpacking"} {fflush()}'
 
-.PHONY: help setup demo smollm2 test lab explore export helptexts readme pages results bench fixture prepare clean distclean
+.PHONY: help setup demo smollm2 test quick lab explore docs export helptexts readme pages results bench fixture prepare clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,11 +41,19 @@ smollm2: $(VENV)/.smollm2 ## SmolLM2-135M as sender and actor, a smoke run
 test: $(VENV)/.dev stock ## run every test
 	@$(BIN)/python -m pytest -n $(JOBS)
 
+quick: $(VENV)/.dev ## run what a change needs: the repository's checks, and the tests and notebooks of what is not committed
+	@$(BIN)/python -m pytest -n $(JOBS) $$($(BIN)/python tests/quick.py)
+
 lab: $(VENV)/.lab ## open JupyterLab on the notebooks
 	@$(JUPYTER) nbs
 
 explore: $(VENV)/.lab ## open the explorer in JupyterLab
 	@$(JUPYTER) nbs/tutorials/explorer.ipynb
+
+docs: $(VENV)/.docs ## build the site, notebooks and API, into _docs
+	@$(BIN)/python nbs/_site/stage.py
+	@$(BIN)/sphinx-build -q -W --keep-going -j $(JOBS) -c nbs/_site -d _proc/.doctrees _proc _docs
+	@echo "==> the site is _docs/index.html: open it in a browser, or run $(BIN)/python -m http.server -d _docs"
 
 export: $(VENV)/.dev ## write interlat/*.py from the notebooks, and clean the notebooks
 	@$(BIN)/nbdev_export
@@ -99,8 +107,8 @@ fixture: ## keep a part of the last demo as the session that comes with the pack
 
 prepare: export helptexts readme pages ## what to run before a commit
 
-clean: ## remove caches and build leftovers; results and .venv stay
-	@rm -rf build dist *.egg-info .pytest_cache .hypothesis
+clean: ## remove caches, the site and build leftovers; results and .venv stay
+	@rm -rf build dist _docs _proc *.egg-info .pytest_cache .hypothesis
 	@find interlat nbs tests -depth \( -name __pycache__ -o -name .ipynb_checkpoints \) -exec rm -rf {} +
 
 distclean: clean ## clean, and remove .venv too
@@ -132,6 +140,11 @@ $(VENV)/.smollm2: $(VENV)/.demo
 $(VENV)/.lab: $(VENV)/.demo
 	@echo "==> installing JupyterLab and its widgets"
 	@$(PIP) --no-build-isolation -e '.[lab]' | $(TELL)
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.demo
+	@echo "==> installing what the site is built with"
+	@$(PIP) --no-build-isolation -e '.[docs]' | $(TELL)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
