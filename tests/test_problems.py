@@ -75,4 +75,4 @@ def test_further_samples_follow_their_task_and_never_take_anothers_id():
     assert [t.origin for t in further_samples([replace(tasks[1], task_id='q#9', sample_of='q')], 2)] == ['q', 'q'], 'a sample of a sample is one of the first'
     for given in (tasks*2, further_samples(tasks, 2), [tasks[1], replace(tasks[1], task_id='q#1')]):
         with pytest.raises(InterlatError, match=r"task '.*' would be there \d times"): further_samples(given, 2)
-    with pytest.raises(InterlatError, match='1 sample or more, found 0'): further_samples(tasks, 0)
+    with pytest.raises(InterlatError, match='samples must be an integer, 1 or more, found 0'): further_samples(tasks, 0)
