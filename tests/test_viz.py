@@ -1,5 +1,5 @@
 "Pictures on a machine without a browser, without a network, and with blanks in its paths."
-import math, os, shutil, struct, subprocess, sys
+import math, os, shutil, signal, struct, subprocess, sys
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +26,12 @@ def size(png):
 
 
 class Sleeper:
-    "A painter whose process starts another one and never answers, as often as it is told to."
+    "A painter whose process starts another one and never answers, as often as it is told to; it outlives the other one."
     def __init__(self, sleeps): self.sleeps, self.asked, self._proc = sleeps, 0, None
     def transform(self, fig, format, scale):
         self.asked += 1
         if self.asked > self.sleeps: return b'a picture'
-        self._proc = subprocess.Popen(['bash', '-c', 'sleep 600 & wait'], stdout=subprocess.PIPE)
+        self._proc = subprocess.Popen(['bash', '-c', 'sleep 600 & wait; exec sleep 600'], stdout=subprocess.PIPE)
         if not self._proc.stdout.readline(): raise ValueError('Transform failed')
 
 
@@ -41,7 +41,7 @@ def test_a_painter_that_never_answers_is_ended_and_asked_again(monkeypatch):
     assert look_room._png(None, 2, patience=.3) == b'a picture' and painter.asked == 3
     painter = Sleeper(9)
     with pytest.raises(InterlatError, match='kaleido has not drawn a figure in 3 times 0 s'): look_room._png(None, 2, patience=.3)
-    assert painter._proc.wait(10) != 0
+    assert painter._proc.wait(10) == -signal.SIGKILL
 
 
 def test_a_figure_that_cannot_be_drawn_is_an_error_at_once(monkeypatch):
