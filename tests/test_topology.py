@@ -17,6 +17,7 @@ from interlat.evaluation.rollout import rollout
 from interlat.games.household import knowing, share
 from interlat.core.tasks import Task
 from interlat.agents.lm import *
+from interlat.agents.joining import *
 from interlat.agents.topology import *
 
 WRITING = dict(max_new_tokens=7)
