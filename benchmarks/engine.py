@@ -11,7 +11,7 @@ from interlat.games.env import GameEnv
 from interlat.core.basics import cli, write_atomic
 from interlat.games.batch import GameBatch
 from interlat.games.find import mixed_games
-from interlat.games.wanderer import RandomPlayer
+from interlat.games.random_player import RandomPlayer
 from interlat.runs.provenance import machine
 
 STEPS = 20 # commands in each game of the comparison

@@ -1,5 +1,5 @@
 "A small cast for the tests of the model-facing rooms: random models, generated games, and what they need to meet."
-import subprocess, sys
+import subprocess
 from pathlib import Path
 
 from interlat.core.basics import *
@@ -9,6 +9,7 @@ from interlat.games.household import *
 from interlat.agents.lm import *
 from interlat.agents.chat import *
 from interlat.agents.tiny import *
+from warm import warm
 
 
 def questions(n=6, split='test'):
@@ -67,8 +68,8 @@ def pair(script, code, *words):
     start = f"import sys; sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1])!r}]\nimport os; assert os.environ['WORLD_SIZE'] == '2'\n"
     script.write_text(start + code + END)
     logs = script.with_suffix('.logs') # a file for each: on one pipe they interrupt each other
-    run = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--rdzv_backend=c10d', '--rdzv_endpoint=localhost:0', '--redirects=1', f'--log-dir={logs}',
-                          str(script), *words], text=True, capture_output=True, timeout=120)
+    torchrun = ['-m', 'torch.distributed.run', '--nproc_per_node=2', '--rdzv_backend=c10d', '--rdzv_endpoint=localhost:0', '--redirects=1', f'--log-dir={logs}', '--no-python']
+    run = subprocess.run([*warm(), *torchrun, *warm(), str(script), *words], text=True, capture_output=True, timeout=120)
     assert run.returncode == 0, run.stderr[-3000:]
     said = sorted(logs.rglob('stdout.log'))
     assert [p.parent.name for p in said] == ['0', '1']

@@ -1,6 +1,8 @@
 "Reading the repository's notebooks, and making and running small ones, for the tests."
-import json, os, re, subprocess, sys
+import json, os, re, subprocess
 from pathlib import Path
+
+from warm import warm
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = sorted((ROOT/'nbs').glob('[0-9]*/*.ipynb'))
@@ -26,6 +28,14 @@ def room(path):
     return path.relative_to(ROOT/'nbs').with_suffix('').as_posix()
 
 
+def warm_kernels():
+    "A kernel manager class for papermill and nbclient whose kernels need not import what is slow to import."
+    from interlat.runs.notebook import _kernel_manager
+    manager = _kernel_manager()
+    manager.kernel_spec.argv[:1] = warm()
+    return manager
+
+
 def write_experiment(path, body, params="seed = 0\nout = 'run'", kernel='python3'):
     "An experiment of two cells: its parameters, and what it does."
     import nbformat.v4 as nbf
@@ -37,4 +47,4 @@ def write_experiment(path, body, params="seed = 0\nout = 'run'", kernel='python3
 def start_run(*args, cwd, stderr=subprocess.PIPE, **how):
     "`interlat-run` with these words, in a process of its own."
     code = 'from interlat.runs.cli import main_run; main_run()'
-    return subprocess.Popen([sys.executable, '-c', code, *map(str, args)], cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=stderr, env=dict(os.environ, PYTHONPATH=str(ROOT)), **how)
+    return subprocess.Popen([*warm(), '-c', code, *map(str, args)], cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=stderr, env=dict(os.environ, PYTHONPATH=str(ROOT)), **how)

@@ -7,6 +7,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import psutil, pytest, torch
 from hypothesis import given, settings, strategies as st
 from notebooks import ROOT
+from warm import warm
 
 from interlat.messages.basis import fit_basis
 from interlat.messages.channel import connect, listen
@@ -61,7 +62,7 @@ def process(code, *words):
     "Python code in a process of its own, its output in a pipe."
     start = 'import sys, time, torch\nfrom interlat.messages.channel import *\nfrom interlat.messages.mailbox import *\nfrom interlat.messages.message import *\nfrom test_channel import message\n'
     env = os.environ | dict(PYTHONPATH=f"{ROOT}{os.pathsep}{ROOT/'tests'}")
-    return subprocess.Popen([sys.executable, '-c', start + code, *map(str, words)], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([*warm(), '-c', start + code, *map(str, words)], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def said(p):

@@ -1,9 +1,10 @@
-import os, signal, subprocess, sys
+import os, signal, subprocess
 from pathlib import Path
 
 import pytest, torch
 
 import cast
+from warm import warm
 from interlat.agents.lm import *
 from interlat.agents.sampling import *
 from interlat.agents.collect import *
@@ -85,7 +86,7 @@ collect(sender(), tasks(), Slow({store!r}, sender='s'), batch_size=1, **WRITING)
 
 def test_killed_and_resumed_nothing_is_lost_or_done_twice(tmp_path):
     code = SLOW.format(tests=str(Path(__file__).parent), store=str(tmp_path/'killed'))
-    with subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True) as child:
+    with subprocess.Popen([*warm(), '-c', code], stdout=subprocess.PIPE, text=True) as child:
         while (line := child.stdout.readline()) and int(line) < 3: pass
         os.kill(child.pid, signal.SIGKILL)
     assert child.returncode == -signal.SIGKILL and line

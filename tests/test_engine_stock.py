@@ -10,7 +10,7 @@ from interlat.games.find import find_games, task_type
 from interlat.games.env import GameEnv
 from interlat.core.basics import InterlatError
 from interlat.games.batch import GameBatch
-from interlat.games.wanderer import KINDS
+from interlat.games.random_player import KINDS
 from interlat.games.oracle import compare, replay_rows
 
 pytest.importorskip('textworld', reason='the stock engine is not installed: `make test` brings it')

@@ -2,8 +2,9 @@
 from importlib.util import find_spec
 
 import pytest
-from notebooks import EXPERIMENTS, ROOT
+from notebooks import EXPERIMENTS, ROOT, warm_kernels
 
+from interlat.runs import notebook as room
 from interlat.runs.notebook import notebook_parameters, run_notebook
 
 
@@ -11,6 +12,7 @@ from interlat.runs.notebook import notebook_parameters, run_notebook
 def test_experiment_runs_with_its_defaults(path, tmp_path, monkeypatch):
     if path.stem == 'E02_engine' and not find_spec('textworld'): pytest.skip('the stock engine is not installed: `make test` brings it')
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(room, '_kernel_manager', warm_kernels)
     figures = tmp_path/'figures' if 'figures' in notebook_parameters(path) else None
     manifest = run_notebook(path, {}, tmp_path/'run', figures)
     assert manifest['state'] == 'done' and manifest['stages'], 'an experiment times its stages'

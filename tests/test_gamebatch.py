@@ -13,7 +13,7 @@ from interlat.games.env import ENGINES, GameEnv, GameStep
 from interlat.core.basics import InterlatError
 from interlat.core.crew import Crew, WorkerDied
 from interlat.games.batch import GameBatch, spread
-from interlat.games.wanderer import RandomPlayer
+from interlat.games.random_player import RandomPlayer
 
 
 @pytest.fixture(scope='module')

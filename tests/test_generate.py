@@ -188,8 +188,8 @@ def test_other_content_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize('wrong, said', [
-    (dict(n=0), 'n must be a positive integer, found 0'), (dict(n='5'), "n must be a positive integer, found '5'"), (dict(n=True), 'found True'),
-    (dict(seed=-1), 'seed must be a non-negative integer, found -1'), (dict(seed=1.5), 'found 1.5'),
+    (dict(n=0), 'n must be an integer, 1 or more, found 0'), (dict(n='5'), "n must be an integer, 1 or more, found '5'"), (dict(n=True), 'found True'),
+    (dict(seed=-1), 'seed must be an integer, 0 or more, found -1'), (dict(seed=1.5), 'found 1.5'),
     (dict(split='test'), "unknown split 'test'; use train, valid_seen, valid_unseen"), (dict(size='huge'), "unknown size 'huge'; use small, full"),
     (dict(task_types=['cook']), r"unknown task types \['cook'\]; use some of pick_and_place_simple"), (dict(task_types=[]), 'unknown task types')])
 def test_wrong_arguments(tmp_path, wrong, said):
@@ -204,7 +204,7 @@ def test_without_the_alfworld_package(monkeypatch):
 
 
 def test_alfworld_itself_is_never_imported(tmp_path):
-    code = "import sys; from interlat.games.alfworld import *; generate_games(sys.argv[1], 2); print(*sorted({'alfworld', 'textworld', 'torch', 'transformers'} & set(sys.modules)))"
+    code = "import sys; from interlat.alfworld import *; generate_games(sys.argv[1], 2); print(*sorted({'alfworld', 'textworld', 'torch', 'transformers'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, '-c', code, str(tmp_path)], check=True, text=True, capture_output=True)
     assert done.stdout.strip() == ''
 

@@ -168,7 +168,7 @@ def test_refusals(grader, monkeypatch):
 
 
 def test_nothing_heavy_is_imported():
-    code = "import sys, interlat.maths.grade; print([m for m in ('torch', 'sympy', 'math_verify', 'numpy') if m in sys.modules])"
+    code = "import sys, interlat.mathtask; print([m for m in ('torch', 'sympy', 'math_verify', 'numpy') if m in sys.modules])"
     assert subprocess.run([sys.executable, '-c', code], text=True, capture_output=True, check=True).stdout == '[]\n'
 
 

@@ -21,7 +21,7 @@ def python(code, *args):
                             env=dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1'))
 
 def test_light_import():
-    code = "import sys, interlat.messages.message, interlat.messages.perturb; print(sorted({'transformers', 'pandas', 'plotly'} & set(sys.modules)))"
+    code = "import sys, interlat.message, interlat.perturb; print(sorted({'transformers', 'pandas', 'plotly'} & set(sys.modules)))"
     assert python(code).communicate()[0].strip() == '[]'
 
 # ---- the store survives a kill

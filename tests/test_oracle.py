@@ -11,7 +11,7 @@ from interlat.core.basics import InterlatError
 from interlat.core.crew import WorkerDied
 from interlat.games import oracle
 from interlat.games.find import mixed_games
-from interlat.games.wanderer import KINDS, RandomPlayer, kind_of
+from interlat.games.random_player import KINDS, RandomPlayer, kind_of
 from interlat.games.oracle import compare, compare_games, replay, replay_rows
 
 

@@ -1,9 +1,12 @@
 "The repository keeps its own rules: notebooks, modules and README agree, and nothing is left lying about."
 import ast, csv, os, re, shutil, subprocess, sys
+from collections import Counter
+from importlib import import_module
 from pathlib import Path
 
 import pytest
-from notebooks import ALL, EXPERIMENTS, LIBRARY, ROOT, cells, module, room
+from house import House
+from notebooks import ALL, EXPERIMENTS, LIBRARY, ROOT, cells, module, room, warm_kernels
 
 ids = room
 
@@ -57,17 +60,41 @@ def test_imports_go_to_lower_numbers(path):
     assert later == [], f'{room(path)}'
 
 
-def test_the_import_graph_of_the_package_follows_the_numbers():
-    "Every import in the modules, those inside functions included: only to rooms with a lower number, so that there is no cycle."
-    order = {module(p): room(p) for p in LIBRARY}
-    graph = {}
-    for name in order:
-        wing = name.split('.')[:-1]
-        tree = ast.parse((ROOT/'interlat'/f"{name.replace('.', '/')}.py").read_text(encoding='utf-8'))
-        found = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module]
-        graph[name] = {'.'.join([*wing[:len(wing)-n.level+1], n.module]) if n.level else n.module.removeprefix('interlat.') for n in found if n.level or n.module.startswith('interlat.')}
-    assert len(graph['commands.cli']) > 5 and 'commands.train' in graph['commands.cli'], 'imports inside functions are seen'
-    assert {name: later for name, used in graph.items() if (later := sorted(u for u in used if order[u] >= order[name]))} == {}
+@pytest.fixture(scope='module')
+def house(): return House(ROOT)
+
+
+def test_a_name_comes_from_a_room_before(house):
+    "By the names that are used, imports inside functions included: no arrow to a later wing or a higher number, so no circle either."
+    assert {'commands.train', 'training.actor_trainer'} <= {room for room, _, _ in house.imports('commands.cli')} | {b for a, b in house.arrows if a == 'commands.train'}
+    assert house.upward() == [] and house.floors() < 20
+
+
+def test_a_star_brings_something(house):
+    assert house.idle_stars() == [], 'import the rooms whose names are used, and no others'
+
+
+def test_no_two_stars_bring_the_same_name(house):
+    assert house.twins() == [], 'which one is meant would hang on the order of the imports: rename one'
+
+
+def test_a_wing_can_be_overseen(house):
+    wings = Counter(map(house.wing, house.rooms))
+    assert len(wings) < 16 and max(wings.values()) <= 13
+    assert {m: n for m, text in house.text.items() if (n := len(text.splitlines())) > 260} == {}
+    lines = [line for text in house.text.values() for line in text.splitlines()]
+    assert sum(len(line) > 140 for line in lines) < 100, 'name the parts of a long expression'
+
+
+@pytest.mark.parametrize('door, names', [
+    ('message', 'LatentMessage MessageStore'), ('adapter', 'AdaptiveProjection HiddenStateProcessor'), ('actor', 'ModelWithInsertedHiddenState'),
+    ('losses', 'separation_loss alignment_loss adaptive_weights'), ('perturb', 'VARIANTS perturb'), ('alfworld', 'find_games generate_games GameEnv'),
+    ('mathtask', 'extract_boxed is_equiv'), ('core', 'InterlatError set_seed'), ('runs', 'stage run_notebook')])
+def test_promised_addresses_stay(house, door, names):
+    module = import_module(f'interlat.{door}')
+    assert set(names.split()) <= set(module.__all__) <= set(dir(module))
+    rooms = {f'{door}.__init__', door} & house.rooms.keys()
+    assert [m for m in house.rooms if not house.rooms[m].startswith('13_doors') for room, _, _ in house.imports(m) if room in rooms] == [], 'rooms go to the room itself'
 
 
 @pytest.mark.parametrize('what, pattern, where', [
@@ -131,7 +158,8 @@ def test_pages_show_what_is_kept(name):
     import nbformat
     path = ROOT/'nbs'/'pages'/f'{name}.ipynb'
     kept = nbformat.read(path, as_version=4)
-    again = NotebookClient(nbformat.read(path, as_version=4), timeout=120, resources=dict(metadata=dict(path=path.parent))).execute()
+    resources = dict(metadata=dict(path=path.parent))
+    again = NotebookClient(nbformat.read(path, as_version=4), warm_kernels()(), timeout=120, resources=resources).execute()
     def shown(nb): return [''.join(o.get('text', '') or o['data'].get('text/markdown', '')) for c in nb.cells if c.cell_type == 'code' for o in c.outputs]
     assert shown(kept) == shown(again) and len(shown(kept)) > 3, 'run `make pages`'
 

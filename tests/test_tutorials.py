@@ -3,9 +3,7 @@ import ast, re, time
 from tempfile import gettempdir
 
 import nbformat, papermill as pm, pytest
-from notebooks import ROOT, TUTORIALS, cells
-
-from interlat.runs.notebook import _kernel_manager
+from notebooks import ROOT, TUTORIALS, cells, warm_kernels
 
 ids = lambda p: p.stem
 LIMIT = 120 # seconds of wall time on a free core
@@ -22,7 +20,7 @@ def test_tutorial_runs_and_its_claims_hold(path, tmp_path, monkeypatch):
     for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS'): monkeypatch.setenv(name, '1')
     for name in ('HF_HUB_OFFLINE', 'TRANSFORMERS_OFFLINE'): monkeypatch.setenv(name, '1')
     busy, start = psutil.cpu_percent(.5) > 40, time.perf_counter()
-    pm.execute_notebook(str(path), str(tmp_path/path.name), kernel_name='python3', progress_bar=False, kernel_manager_class=_kernel_manager())
+    pm.execute_notebook(str(path), str(tmp_path/path.name), kernel_name='python3', progress_bar=False, kernel_manager_class=warm_kernels())
     seconds = time.perf_counter() - start
     assert seconds < LIMIT*(LOAD if busy else 1), f'{path.name} took {seconds:.0f} s'
     assert list(work.iterdir()) == [], 'a tutorial writes into a temporary folder of its own, and nowhere else'

@@ -66,7 +66,7 @@ class GameBatch:
         workers:int=0, # processes to play in; 0: this one
     ):
         check_play(engine, max_steps)
-        if not isinstance(workers, int) or workers < 0: raise InterlatError(f"workers must be 0 (play in this process) or more, found {workers!r}")
+        check_range(0, whole=True, workers=workers)
         self.files, self.engine, self.max_steps = [Path(f) for f in files], engine, max_steps
         self._games, self._crew = {}, Crew(workers)
         self._past, self._last = [[] for _ in self.files], [None]*len(self.files)
@@ -127,7 +127,8 @@ class GameBatch:
         which = [index(i) for i in which]
         wrong = [i for i in which if not 0 <= i < len(self)]
         if wrong: raise InterlatError(f"no game {wrong[0]} in a batch of {len(self)}; count from 0")
-        if len({*which}) < len(which): raise InterlatError(f"game {Counter(which).most_common(1)[0][0]} is named twice in which; once a call")
+        twice = [i for i, n in Counter(which).items() if n > 1]
+        if twice: raise InterlatError(f"game {twice[0]} is named twice in which; once a call")
         return which
 
     def _check(self, i, command):
@@ -135,7 +136,9 @@ class GameBatch:
         last = self._last[i]
         if not isinstance(command, str): raise InterlatError(f"the command for game {i} must be text or None, found {command!r}")
         if last is None: raise InterlatError(f"game {i} has not begun: call reset([{i}]) first")
-        if last.done: raise InterlatError(f"game {i} is over ({last.error or ('won' if last.won else 'out of steps')}): call reset([{i}]) to play it again")
+        if last.done:
+            how = last.error or ('won' if last.won else 'out of steps')
+            raise InterlatError(f"game {i} is over ({how}): call reset([{i}]) to play it again")
 
     def close(self)->None:
         "Stop the workers and let go of the games; what is needed again comes back."

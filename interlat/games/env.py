@@ -31,8 +31,8 @@ def check_play(
     max_steps:int, # commands that a player has
 )->None:
     "Raises `InterlatError` for an engine that is none or a number of steps that makes no game."
-    if engine not in ENGINES: raise InterlatError(f"unknown engine {engine!r}; use {' or '.join(ENGINES)}")
-    if not isinstance(max_steps, int) or max_steps < 1: raise InterlatError(f"max_steps must be a positive integer, found {max_steps!r}")
+    check_choice(ENGINES, engine=engine)
+    check_range(1, whole=True, max_steps=max_steps)
 
 # %% ../../nbs/03_games/07_env.ipynb #f41d8547
 class GameEnv:
@@ -56,7 +56,9 @@ class GameEnv:
     )->GameStep:
         "Carry out a command; one that is not admissible costs a step too. Raises `InterlatError` before `reset` and after the end."
         if self._last is None: raise InterlatError("the game has not begun: call reset() first")
-        if self._last.done: raise InterlatError(f"the game is over ({'won' if self._last.won else 'out of steps'}): call reset() to play again")
+        if self._last.done:
+            how = 'won' if self._last.won else 'out of steps'
+            raise InterlatError(f"the game is over ({how}): call reset() to play again")
         self.steps += 1
         return self._seen(self._engine.step(command))
 

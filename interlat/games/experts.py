@@ -38,7 +38,8 @@ def _handcoded():
         sys.modules['textworld'].Agent = object
     try:
         with lodging(): return importlib.import_module('alfworld.agents.expert').HandCodedTWAgent
-    except ImportError as e: raise InterlatError(f"the hand-coded expert is not installed ({e}); `pip install --no-deps alfworld` brings it") from e
+    except ImportError as e:
+        raise InterlatError(f"the hand-coded expert is not installed ({e}); `pip install --no-deps alfworld` brings it") from e
     finally:
         if stand_in: del sys.modules['textworld']
 
@@ -54,7 +55,8 @@ def _facts(world):
 def _agent(game, max_steps):
     "The hand-coded agent for a game, its bug mended."
     agent, look = _handcoded()(max_steps=max_steps), game.task_type == 'look_at_obj_in_light'
-    params = dict(task_type=game.task_type, object_target=game.target, parent_target='' if look else game.goal, toggle_target=game.goal if look else '')
+    parent, toggle = ('', game.goal) if look else (game.goal, '')
+    params = dict(task_type=game.task_type, object_target=game.target, parent_target=parent, toggle_target=toggle)
     agent.policy = policy = agent.get_task_policy(params)(params, max_steps=max_steps)
     note = policy.update_state_tracking
     policy.update_state_tracking = lambda state, last: note(state, re.sub('^move ', 'put ', last))
@@ -92,7 +94,8 @@ def _plan(game_file, seconds):
     stock_modules()
     with tempfile.TemporaryDirectory() as tmp:
         out, program = Path(tmp)/'plan.json', 'import sys; from interlat.games.experts import _plan_to; _plan_to(*sys.argv[1:])'
-        try: run = subprocess.run([sys.executable, '-c', program, str(game_file), str(out)], capture_output=True, text=True, timeout=seconds)
+        planner = [sys.executable, '-c', program, str(game_file), str(out)]
+        try: run = subprocess.run(planner, capture_output=True, text=True, timeout=seconds)
         except subprocess.TimeoutExpired as e: raise ExpertFailed(f"it has no plan after {seconds:g} s; give it more seconds") from e
         if run.returncode: raise ExpertFailed(f"it broke: {(run.stderr.strip() or f'exit status {run.returncode}').splitlines()[-1]}")
         return json.loads(out.read_text())
@@ -100,13 +103,15 @@ def _plan(game_file, seconds):
 # %% ../../nbs/03_games/11_experts.ipynb #ce17fdb7
 def _check_expert(expert):
     "Raises `InterlatError` for an expert that there is not, or that is not installed."
-    if expert not in EXPERTS: raise InterlatError(f"unknown expert {expert!r}; use {', '.join(EXPERTS)}")
+    check_choice(EXPERTS, expert=expert)
     if expert != 'walkthrough': (stock_modules if expert == 'planner' else _handcoded)()
 
 def _won(game, game_file, expert, seed, max_steps, seconds):
     "An expert's commands, once they have won the game."
     try:
-        commands = list(game.walkthrough) if expert == 'walkthrough' else _plan(game_file, seconds) if expert == 'planner' else _explore(game, seed, max_steps)
+        if expert == 'walkthrough': commands = list(game.walkthrough)
+        elif expert == 'planner': commands = _plan(game_file, seconds)
+        else: commands = _explore(game, seed, max_steps)
         if len(commands) > max_steps: raise ExpertFailed(f"it takes {len(commands)} steps, more than max_steps {max_steps}")
         certify(replace(game, walkthrough=tuple(commands)))
         return commands
@@ -120,7 +125,7 @@ def expert_commands(
     max_steps:int=200, # most commands
     seconds:float=120, # most time for the planner
 )->list[str]: # commands, the last of which wins
-    "How an expert wins a game. Raises `ExpertFailed`, which names the game, if it does not, and `InterlatError` if there is no such expert here."
+    "How an expert wins a game. Raises `ExpertFailed` with the game's name if it does not, `InterlatError` if it is not here."
     _check_expert(expert)
     return _won(read_game(game_file), game_file, expert, seed, max_steps, seconds)
 
@@ -134,7 +139,8 @@ def _going(game, held, done, place):
     if not held: return f"I look for {_needed(game, done)}; {there if again else f'next I try {place}'}."
     if _kind(held) != game.target: return f'I have no use for {held}; {there}.'
     if game.task_type == 'look_at_obj_in_light': return f'I hold {held} and look for a {game.goal}; {there}.'
-    if tool and tool == _verb(game) and not any(c.startswith(f'{tool} {held} ') for c in done): return f'I hold {held}; to {tool} it, {there}.'
+    treated = any(c.startswith(f'{tool} {held} ') for c in done)
+    if tool and tool == _verb(game) and not treated: return f'I hold {held}; to {tool} it, {there}.'
     return f'I hold {held}, and it belongs in a {game.goal}; {there}.'
 
 def _verb(game): return game.task_type.split('_')[1] if game.task_type in TREATED else None # clean, heat, cool
@@ -178,7 +184,7 @@ def conversation(
     style:str='action', # one of `STYLES`
 )->list[dict[str,str]]: # turns with 'role' ('user' and 'assistant' alternate) and 'content'
     "A game as a conversation: what it shows, and what the expert does; raises `InterlatError` for an unknown style."
-    if style not in STYLES: raise InterlatError(f"unknown style {style!r}; use {' or '.join(STYLES)}")
+    check_choice(STYLES, style=style)
     game = as_game(game)
     turns = expert_turns(game, commands)
     if style == 'react':
@@ -210,9 +216,9 @@ def expert_tasks(
     max_steps:int=200, # most commands in a game
     seconds:float=120, # most time for the planner in a game
 )->list[Task]: # of the games that the expert wins
-    "Games as tasks with an expert's conversations; raises `InterlatError` if no game is won, or for an unknown expert, style, view or plan."
+    "Games as tasks with an expert's conversations. Raises `InterlatError` if no game is won, or for an unknown name."
     _check_expert(expert)
-    if plan not in PLANS: raise InterlatError(f"unknown plan {plan!r}; use {' or '.join(PLANS)}")
+    check_choice(PLANS, plan=plan)
     tasks, failed = [], []
     for f in files:
         game = read_game(f)

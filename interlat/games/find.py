@@ -22,7 +22,7 @@ FETCH = "fetch the official games with `alfworld-download`, or make some offline
 def games_folder(
     path:str|Path|None=None, # folder that holds the splits, or its parent with `json_2.1.1` in it; None or '': ALFWorld's own place
 )->Path: # the folder that holds the splits
-    "Where games are; raises `InterlatError` if the folder is missing. ALFWorld's place is `$ALFWORLD_DATA`, or `~/.cache/alfworld` if that is not set."
+    "Where games are; ALFWorld's own place is `$ALFWORLD_DATA`, else `~/.cache/alfworld`. Raises `InterlatError` if it is missing."
     path = check_file(path or os.environ.get('ALFWORLD_DATA') or Path.home()/'.cache'/'alfworld', 'folder of games', FETCH)
     return path/'json_2.1.1' if (path/'json_2.1.1').is_dir() else path
 
@@ -73,7 +73,9 @@ def _why_none(folder, marks, unmarked):
                                        "'check' keeps those whose walkthrough wins, 'keep' all")
     if marks: return f"all {len(marks)} are marked as not solvable"
     trials = sum(1 for _ in folder.glob('*/*/traj_data.json'))
-    if trials: return f"{trials} trials have a traj_data.json but none its game.tw-pddl: the download stopped halfway, run `alfworld-download` again"
+    if trials:
+        return (f"{trials} trials have a traj_data.json but none its game.tw-pddl: "
+                "the download stopped halfway, run `alfworld-download` again")
     splits = sorted({f.parts[-4] for f in folder.parent.glob('*/*/*/game.tw-pddl')})
     return f"splits with games: {', '.join(splits) or 'none'}; {FETCH}"
 

@@ -138,8 +138,8 @@ def parse_task(
     if '"move {o} to {r}"' not in grammar:
         raise InterlatError("the game's grammar has no `move X to Y`; wanted a game of ALFWorld's json_2.1.1 data or newer")
     found = re.search(r'"rhs": "Your task is to: ([^"]*)\."', grammar)
-    if not found or re.search(r'[;\[\]#<>|{}\\]', found[1]):
-        raise InterlatError(f"no plain task sentence in the game's grammar: {found[1][:80]!r}" if found else "no task sentence in the game's grammar")
+    if not found: raise InterlatError("no task sentence in the game's grammar")
+    if re.search(r'[;\[\]#<>|{}\\]', found[1]): raise InterlatError(f"no plain task sentence in the game's grammar: {found[1][:80]!r}")
     return found[1]
 
 # %% ../../nbs/03_games/01_gamefile.ipynb #4294a3ef

@@ -48,7 +48,10 @@ def _facts(draft, objects):
 def _header():
     "The declarations that every official problem opens with."
     s = shipped()
-    return [f'{o} - object' for o in s.objects] + [f'{o}Type - otype' for o in s.objects] + [f'{r}Type - rtype' for r in sorted(s.furniture)]
+    objects = [f'{o} - object' for o in s.objects]
+    object_types = [f'{o}Type - otype' for o in s.objects]
+    receptacle_types = [f'{r}Type - rtype' for r in sorted(s.furniture)]
+    return objects + object_types + receptacle_types
 
 def problem_text(
     rng:random.Random, # draws the coordinates in the objects' ids
@@ -149,11 +152,10 @@ def make_game(
 # %% ../../nbs/03_games/04_generate.ipynb #dec9c4b8
 def _check(n, split, seed, size, task_types):
     "Raises `InterlatError` for arguments of `generate_games` that make no sense."
-    whole = lambda x: isinstance(x, int) and not isinstance(x, bool)
-    if not whole(n) or n < 1: raise InterlatError(f"n must be a positive integer, found {n!r}")
-    if not whole(seed) or seed < 0: raise InterlatError(f"seed must be a non-negative integer, found {seed!r}")
-    if split not in SPLITS: raise InterlatError(f"unknown split {split!r}; use {', '.join(SPLITS)}")
-    if size not in SIZES: raise InterlatError(f"unknown size {size!r}; use {', '.join(SIZES)}")
+    check_range(1, whole=True, n=n)
+    check_range(0, whole=True, seed=seed)
+    check_choice(SPLITS, split=split)
+    check_choice(SIZES, size=size)
     wrong = [t for t in task_types if t not in TASK_TYPES]
     if wrong or not task_types: raise InterlatError(f"unknown task types {wrong}; use some of {', '.join(TASK_TYPES)}")
 
@@ -161,9 +163,11 @@ def _claim(folder, n, recipe):
     "Make the split's folder, or see to it that it holds a part of this very call."
     note, text = folder/'games.json', json.dumps(recipe, indent=1)
     if folder.is_dir() and any(folder.iterdir()):
-        if not note.exists() or note.read_text() != text: raise InterlatError(f"{folder} holds other games; use another folder, or delete it")
+        same = note.exists() and note.read_text() == text
+        if not same: raise InterlatError(f"{folder} holds other games; use another folder, or delete it")
         found = sum(1 for _ in folder.glob('*/trial_*/game.tw-pddl'))
-        if found > n: raise InterlatError(f"{folder} holds {found} games of this seed, more than n={n}; ask for {found} or use another folder")
+        if found > n:
+            raise InterlatError(f"{folder} holds {found} games of this seed, more than n={n}; ask for {found} or use another folder")
     write_atomic(note, text)
 
 # %% ../../nbs/03_games/04_generate.ipynb #b2cd2542
@@ -179,7 +183,8 @@ def _store(folder, data):
     "Write a game; keep one that is there already and equal."
     file, text = folder/'game.tw-pddl', json.dumps(data)
     if folder.exists():
-        if not file.exists() or file.read_text() != text: raise InterlatError(f"{folder} is not the game that this version makes; delete it")
+        same = file.exists() and file.read_text() == text
+        if not same: raise InterlatError(f"{folder} is not the game that this version makes; delete it")
         return file
     split = folder.parents[1]
     part = split.with_name(f'.{split.name}.part')

@@ -26,7 +26,7 @@ def sender_prompt(
     view:str='map', # one of `VIEWS`
 )->list[dict]: # a chat of one user turn
     "What the sender reads; raises `InterlatError` for an unknown view."
-    if view not in VIEWS: raise InterlatError(f"unknown view {view!r} for the sender; use {' or '.join(VIEWS)}")
+    check_choice(VIEWS, view=view)
     where = [f'Map: {map_text(game)}'] if view == 'map' else []
     return [dict(role='user', content='\n'.join([f'Task: {game.task}.', *where, 'Write the plan.']))]
 
@@ -74,8 +74,9 @@ def knowing(
 )->list[list[str]]: # of each sender: what it can say, in the words and the order of a plan; of a kind no more things than the plan needs
     "Where the things that the task asks for are, by who knows it."
     owner, where = dealt(task, n, seed), places(task.source)
-    def says(k): return [_step(verb, *x) for (verb, kind), m in _needed(task).items() for x in [x for x in where if owner[x[1]] == k and x[0].split()[0] == kind][:m]]
-    return [says(k) for k in range(n)]
+    def known(k, kind): return [(thing, place) for thing, place in where if owner[place] == k and thing.split()[0] == kind]
+    def says(k, verb, kind, count): return [_step(verb, *x) for x in known(k, kind)[:count]]
+    return [sum((says(k, *wanted, count) for wanted, count in _needed(task).items()), []) for k in range(n)]
 
 def enough(
     task:Task, # with a plan, its `source` is a game file

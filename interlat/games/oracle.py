@@ -17,7 +17,7 @@ from .gamefile import *
 from .find import *
 from .env import *
 from .batch import *
-from .wanderer import *
+from .random_player import *
 from .engine import APPLIANCES
 
 # %% ../../nbs/03_games/13_oracle.ipynb #e15695e1

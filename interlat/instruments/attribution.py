@@ -7,12 +7,14 @@ __all__ = ['WAYS', 'Decision', 'Vocabulary', 'NextToken', 'action_table', 'windo
 
 # %% ../../nbs/10_instruments/04_attribution.ipynb #a77b0002
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import pandas as pd
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
 from ..core.basics import *
@@ -43,9 +45,12 @@ class Decision:
     batch_size:int=64 # most continuations read at a time; changes no result
 
     def __post_init__(self):
-        if not len(self.candidates): raise InterlatError('a decision needs candidates, found none; pass what the actor could say, e.g. the admissible commands')
-        if len(set(self.candidates)) < len(self.candidates): raise InterlatError(f"candidates must differ, found {max(self.candidates, key=list(self.candidates).count)!r} more than once")
-        if not self.turns or self.turns[-1]['role'] != 'user': raise InterlatError("a decision comes after a user's turn; cut the conversation there")
+        if not len(self.candidates):
+            raise InterlatError('a decision needs candidates, found none; pass what the actor could say, e.g. the admissible commands')
+        twice = [c for c, n in Counter(self.candidates).items() if n > 1]
+        if twice: raise InterlatError(f"candidates must differ, found {twice[0]!r} more than once")
+        users_turn = self.turns and self.turns[-1]['role'] == 'user'
+        if not users_turn: raise InterlatError("a decision comes after a user's turn; cut the conversation there")
         self._chat, self._added = _continuations(self.actor.tokenizer, self.turns, self.candidates)
 
     def __call__(self,
@@ -57,24 +62,37 @@ class Decision:
         embeds = [message_embeds(self.actor, m, channel) for m in messages]
         return torch.cat([self._score(embeds[i:i+n]) for i in range(0, len(embeds), n)]) if embeds else torch.zeros(0, len(self._added))
 
-    @torch.inference_mode()
-    def _score(self, embeds):
-        "(n, C) log-probabilities for messages that are embedded already."
-        n, C, lm = len(embeds), len(self._added), self.actor.model.base_model
-        ids, mask = torch.tensor([self._chat.input_ids]*n, device=lm.device), torch.ones(n, len(self._chat), dtype=torch.long, device=lm.device)
+    def _spliced(self, embeds):
+        "The conversation with each of n messages in it (None: none), as the actor reads them."
+        n, model = len(embeds), self.actor.model
+        device = model.base_model.device
+        ids = torch.tensor([self._chat.input_ids]*n, device=device) # (n, P)
+        at = torch.full((n,), self._chat.insert_at, device=device)
         some = next((e for e in embeds if e is not None), None)
         block = (None, None) if some is None else pad_messages([some[:0] if e is None else e for e in embeds])
-        x = self.actor.model.embed_chat(ids, mask, torch.full((n,), self._chat.insert_at, device=lm.device), *block, pad='left')
+        return model.embed_chat(ids, torch.ones_like(ids), at, *block, pad='left')
+
+    @torch.inference_mode()
+    def _score(self, embeds):
+        "(n, C) log-probabilities for messages that are embedded already: what comes before is read once, then each candidate after it."
+        n, C, lm = len(embeds), len(self._added), self.actor.model.base_model
         cache = DynamicCache(config=lm.config)
-        last = lm.base_model(inputs_embeds=x.embeds, attention_mask=x.attention_mask, position_ids=x.position_ids, past_key_values=cache, use_cache=True)[0][:,-1]
+        def read(embeds, mask, positions): # (B, T, D) states
+            how = dict(attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
+            return lm.base_model(inputs_embeds=embeds, **how)[0]
+        before = self._spliced(embeds)
+        last = read(before.embeds, before.attention_mask, before.position_ids)[:,-1] # (n, D)
         cache.batch_repeat_interleave(C)
-        said = torch.nn.utils.rnn.pad_sequence([torch.tensor(a) for a in self._added], batch_first=True, padding_value=-1).to(lm.device).repeat(n, 1) # (n·C, T)
-        real, at = said >= 0, x.position_ids[:,-1:].repeat_interleave(C, 0) + torch.arange(1, said.shape[1] + 1, device=lm.device)
-        seen = torch.cat([x.attention_mask.repeat_interleave(C, 0), real.long()], 1)
-        z = lm.base_model(inputs_embeds=lm.get_input_embeddings()(said.clamp(min=0)), attention_mask=seen, position_ids=at, past_key_values=cache, use_cache=True)[0]
-        z = torch.cat([last.repeat_interleave(C, 0)[:,None], z[:,:-1]], 1)[real] # each token is predicted one place before it
+        each = lambda x: x.repeat_interleave(C, 0)
+        added = pad_sequence([torch.tensor(a) for a in self._added], batch_first=True, padding_value=-1)
+        said = added.to(lm.device).repeat(n, 1) # (n·C, T) ids of the candidates, -1 behind their ends
+        real = said >= 0
+        mask = torch.cat([each(before.attention_mask), real.long()], 1) # (n·C, P+T)
+        positions = each(before.position_ids[:,-1:]) + torch.arange(1, said.shape[1] + 1, device=lm.device)
+        states = read(lm.get_input_embeddings()(said.clamp(min=0)), mask, positions)
+        states = torch.cat([each(last)[:,None], states[:,:-1]], 1)[real] # each token is predicted one place before it
         logp = torch.zeros(real.shape, device=lm.device)
-        logp[real] = log_probs(lm.get_output_embeddings()(z)).gather(1, said[real][:,None])[:,0].float()
+        logp[real] = log_probs(lm.get_output_embeddings()(states)).gather(1, said[real][:,None])[:,0].float()
         return logp.sum(1).view(n, C).cpu()
 
 # %% ../../nbs/10_instruments/04_attribution.ipynb #a77b0d01
@@ -109,7 +127,8 @@ class NextToken:
         at, rows = torch.tensor([chat.insert_at], device=device), []
         for m in messages:
             e = message_embeds(self.actor, m, channel)
-            with torch.inference_mode(): rows.append(model(ids, torch.ones_like(ids), insert_at=at, message_embeds=None if e is None else e[None]).logits)
+            block = None if e is None else e[None]
+            with torch.inference_mode(): rows.append(model(ids, torch.ones_like(ids), insert_at=at, message_embeds=block).logits)
         return log_probs(torch.cat(rows)).cpu()
 
 # %% ../../nbs/10_instruments/04_attribution.ipynb #a77b000e
@@ -123,7 +142,8 @@ def action_table(
     among, covered = log_probs(logp).exp(), logp.double().exp().sum(1).tolist()
     some = range(logp.shape[1]) if top is None else sorted({*among.topk(min(top, logp.shape[1])).indices.flatten().tolist()})
     names = {i: candidates[i] for i in some}
-    return pd.DataFrame([dict(action=names[i], probability=row[i], covered=c, given=g) for g, row, c in zip(given, among.tolist(), covered) for i in some])
+    under = [*zip(given, among.tolist(), covered)]
+    return pd.DataFrame([dict(action=names[i], probability=row[i], covered=c, given=g) for g, row, c in under for i in some])
 
 # %% ../../nbs/10_instruments/04_attribution.ipynb #a77b0012
 def windows(
@@ -131,7 +151,7 @@ def windows(
     size:int=1, # states of a span
 )->list[tuple[int,int]]: # (start, stop), as Python counts
     "Spans of `size` states, side by side, the last one shorter if need be; raises `InterlatError` for a size below 1."
-    if size < 1: raise InterlatError(f"a span has 1 state or more, found size {size}")
+    check_range(1, size=size)
     return [(i, min(i + size, n)) for i in range(0, n, size)]
 
 def steps(
@@ -139,10 +159,12 @@ def steps(
     tokenizer, # the sender's
     marks:str=',.;\n', # a token that ends with one of these ends a step
 )->list[tuple[int,int]]: # (start, stop), as Python counts
-    "The steps of a plan as spans; what follows the last mark (the end token) belongs to the last. Raises `InterlatError` for a message without words."
-    if min(message.token_ids, default=-1) < 0: raise InterlatError(f"message {message.task_id!r} has states without words; use windows(len(message), size)")
+    "The steps of a plan as spans; the end token belongs to the last one. Raises `InterlatError` for a message without words."
+    if min(message.token_ids, default=-1) < 0:
+        raise InterlatError(f"message {message.task_id!r} has states without words; use windows(len(message), size)")
     words = [tokenizer.decode([t]).rstrip(' ') for t in message.token_ids]
-    ends = [i + 1 for i, w in enumerate(words) if w.endswith(tuple(marks)) and not (i + 1 < len(words) and words[i+1][:1].isdigit())] # 3.5 is one number
+    goes_on = [w[:1].isdigit() for w in words[1:]] + [False] # 3.5 is one number
+    ends = [i + 1 for i, w in enumerate(words) if w.endswith(tuple(marks)) and not goes_on[i]]
     inner = [e for e in ends if e < len(message) and _says(tokenizer, message.token_ids[e:])]
     return [*zip([0, *inner], [*inner, len(message)])]
 
@@ -158,8 +180,9 @@ def leave_out(
     how:str='mean', # one of `WAYS`
 )->LatentMessage:
     "The message without a span; raises `InterlatError` for an unknown way or a span that is not inside."
-    if how not in WAYS: raise InterlatError(f"unknown way {how!r} to leave a span out; use {' or '.join(WAYS)}")
-    if not 0 <= start < stop <= len(message): raise InterlatError(f"a span must lie within the {len(message)} states of message {message.task_id!r}, found {start} to {stop}")
+    check_choice(WAYS, how=how)
+    if not 0 <= start < stop <= len(message):
+        raise InterlatError(f"a span must lie within the {len(message)} states of message {message.task_id!r}, found {start} to {stop}")
     rest = torch.cat([message.h[:start], message.h[stop:]])
     ids = message.token_ids[:start] + message.token_ids[stop:]
     if how == 'remove': return replace(message, h=rest, token_ids=ids)
@@ -175,12 +198,14 @@ def leave_span_out(
     how:str='mean', # one of `WAYS`
     tokenizer=None, # the sender's, for the words of a span; None: no words
 )->pd.DataFrame: # columns start, stop (1-based, inclusive), tokens, js (nats), delta (nats)
-    """How much each span moves the actor's next-action distribution (occlusion; Zeiler & Fergus 2014): the JS divergence from that under the whole message,
-    and the change of the log-probability of what it would do. Caveat: spans that say the same hide each other, and a damaged message is one that no actor was trained on.
-    Raises `InterlatError` if there are no spans."""
+    """How much each span moves the actor's next-action distribution (occlusion; Zeiler & Fergus 2014): the JS divergence from that
+    under the whole message, and the change of the log-probability of what it would do. Caveat: spans that say the same hide each other,
+    and a damaged message is one that no actor was trained on. Raises `InterlatError` if there are no spans."""
     if not len(spans): raise InterlatError(f"no spans of message {message.task_id!r} to leave out")
     logp = log_probs(decide([message, *(leave_out(message, a, b, how) for a, b in spans)]))
     whole, rest = logp[:1], logp[1:]
-    js, best = js_rows(whole.expand_as(rest), rest), int(whole.argmax())
-    words = [tokenizer.decode([t for t in message.token_ids[a:b] if t >= 0]).strip() if tokenizer else '' for a, b in spans]
-    return pd.DataFrame([dict(start=a + 1, stop=b, tokens=w, js=j, delta=d) for (a, b), w, j, d in zip(spans, words, js.tolist(), (rest - whole)[:,best].tolist())])
+    js = js_rows(whole.expand_as(rest), rest)
+    delta = (rest - whole)[:,int(whole.argmax())]
+    def words(a, b): return tokenizer.decode([t for t in message.token_ids[a:b] if t >= 0]).strip() if tokenizer else ''
+    measured = zip(spans, js.tolist(), delta.tolist())
+    return pd.DataFrame([dict(start=a + 1, stop=b, tokens=words(a, b), js=j, delta=d) for (a, b), j, d in measured])

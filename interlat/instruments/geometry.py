@@ -33,7 +33,8 @@ def spectrum(
     x, # (N, D) vectors
     group:str='', # name of the cloud, for tables of several
 )->pd.DataFrame: # columns group, component (1..), variance, cumulative (fractions of the total)
-    "The variance along each principal component. Caveat: N vectors span at most N-1 directions. Raises `InterlatError` for vectors that are all the same."
+    """The variance along each principal component. Caveat: N vectors span at most N-1 directions.
+    Raises `InterlatError` for vectors that are all the same."""
     v = _variances(x)
     v = v/v.sum()
     return pd.DataFrame(dict(group=group, component=range(1, len(v)+1), variance=v, cumulative=v.cumsum()))
@@ -43,9 +44,11 @@ def effective_rank(
     x, # (N, D) vectors
     centred:bool=True, # without their mean? False: the mean counts as a direction
 )->float: # between 1 and min(N, D)
-    "e to the entropy of the normalised singular values (Roy & Vetterli 2007). Caveat: it grows with N until N is several times D; compare clouds of one size."
+    """e to the entropy of the normalised singular values (Roy & Vetterli 2007). Caveat: it grows with N until N is several times D;
+    compare clouds of one size."""
     s = np.sqrt(_variances(x, centred))
-    p = s[s > s[0]*1e-7]/s[s > s[0]*1e-7].sum()
+    s = s[s > s[0]*1e-7]
+    p = s/s.sum()
     return float(np.exp(-(p*np.log(p)).sum()))
 
 def participation_ratio(
@@ -60,7 +63,7 @@ def participation_ratio(
 def anisotropy(
     x, # (N, D) vectors, none of them zero
 )->float: # between -1/(N-1) and 1; 0 for directions that have nothing in common
-    "Mean cosine of two different vectors (Ethayarajh 2019). Caveat: most of it is the cloud's mean, a constant that says nothing about content."
+    "Mean cosine of two different vectors (Ethayarajh 2019). Caveat: most of it is the cloud's mean, which says nothing about content."
     x = _cloud(x)
     size = np.linalg.norm(x, axis=1, keepdims=True)
     if not size.all(): raise InterlatError(f"vector {int((size[:,0] == 0).argmax())} of the cloud is zero; it has no direction")
@@ -92,8 +95,8 @@ def cka(
     y, # (N, E) another one of the same
     debiased:bool=True, # take away what chance gives? False: as first published
 )->float: # 1: the same up to rotation and scale; 0: nothing in common
-    """Linear centred kernel alignment (Kornblith et al. 2019), debiased (Song et al. 2012, Nguyen et al. 2021). Caveat: it is ruled by the strongest directions.
-    Raises `InterlatError` for clouds of different sizes, or too few things."""
+    """Linear centred kernel alignment (Kornblith et al. 2019), debiased (Song et al. 2012, Nguyen et al. 2021). Caveat: it is ruled by
+    the strongest directions. Raises `InterlatError` for clouds of different sizes, or too few things."""
     x, y = _cloud(x), _cloud(y)
     if len(x) != len(y): raise InterlatError(f"CKA compares two descriptions of the same things, found {len(x)} and {len(y)} of them")
     if debiased and len(x) < 4: raise InterlatError(f"debiased CKA needs at least 4 things, found {len(x)}")
@@ -115,9 +118,10 @@ def centroid_shift(
     stages:dict, # name of a stage -> (N, D) pooled messages; in the order of the way
     groups, # N names: which group a message is of
 )->pd.DataFrame: # columns stage, group, x, y, n, norm, cosine, separation, by_chance; a row a stage and group
-    """The centre of each group at each stage (Du et al. 2025, figure of centroid shifts): its place among the stage's centres (whose signs and turn mean nothing) and its norm.
-    Of a stage: the mean cosine of two centres; the spread of the centres over the spread within groups (root mean squares); and, as groups of few messages have some separation
-    in any case, the same for messages whose groups are shuffled (mean of 50)."""
+    """The centre of each group at each stage (Du et al. 2025, figure of centroid shifts): its place among the stage's centres (whose signs
+    and turn mean nothing) and its norm. Of a stage: the mean cosine of two centres; the spread of the centres over the spread within groups
+    (root mean squares); and, as groups of few messages have some separation in any case, the same for messages whose groups are shuffled
+    (mean of 50)."""
     groups = np.asarray(groups)
     names, sizes = np.unique(groups, return_counts=True)
     if len(names) < 2: raise InterlatError(f"centroids are compared between groups, found only {list(names)}")
@@ -128,9 +132,11 @@ def centroid_shift(
         centres, separation = _separation(x, groups, names)
         apart = centres - centres.mean(0)
         xy = np.pad(apart @ np.linalg.svd(apart, full_matrices=False)[2].T, ((0, 0), (0, 2)))[:,:2]
-        of_stage = dict(cosine=anisotropy(centres), separation=separation, by_chance=np.mean([_separation(x, rng.permutation(groups), names)[1] for _ in range(50)]))
-        rows += [dict(stage=stage, group=g, x=a, y=b, n=n, norm=np.linalg.norm(c)) | of_stage for g, (a, b), n, c in zip(names, xy, sizes, centres)]
-    return pd.DataFrame(rows)
+        by_chance = np.mean([_separation(x, rng.permutation(groups), names)[1] for _ in range(50)])
+        of_stage = dict(stage=stage, cosine=anisotropy(centres), separation=separation, by_chance=by_chance)
+        of_groups = zip(names, xy, sizes, np.linalg.norm(centres, axis=1))
+        rows += [of_stage | dict(group=g, x=a, y=b, n=n, norm=norm) for g, (a, b), n, norm in of_groups]
+    return pd.DataFrame(rows, columns=['stage', 'group', 'x', 'y', 'n', 'norm', 'cosine', 'separation', 'by_chance'])
 
 def _separation(x, groups, names):
     "The centres of the groups, and their spread over the spread within groups."

@@ -52,6 +52,7 @@ def question_moments(
 )->list[Moment]: # before each token of it
     "The answer, token by token."
     ids = tokenizer(output, add_special_tokens=False).input_ids
-    texts = [text for i in range(len(ids) + 1) for text in [tokenizer.decode(ids[:i])] if output.startswith(text)] # not in the middle of a character
-    texts = texts if texts[-1] == output else [*texts, output]
+    texts = [tokenizer.decode(ids[:i]) for i in range(len(ids) + 1)]
+    texts = [text for text in texts if output.startswith(text)] # not in the middle of a character
+    if texts[-1] != output: texts.append(output)
     return [Moment(task.turns[:-1], a, (), b[len(a):]) for a, b in zip(texts, texts[1:])] or [Moment(task.turns[:-1], '', (), '')]

@@ -29,7 +29,7 @@ from .attribution import *
 _all_ = ['spectrum', 'effective_rank', 'participation_ratio', 'anisotropy', 'norms', 'cka', 'cka_table', 'centroid_shift',
          'final_norm', 'head_logits', 'logit_lens', 'agreement', 'nearest_tokens',
          'student_states', 'topk_mass', 'mass_percentiles', 'plan_mass',
-         'WAYS', 'Decision', 'Vocabulary', 'NextToken', 'action_table', 'windows', 'steps', 'leave_out', 'leave_span_out'] # the other instruments, which come along
+         'WAYS', 'Decision', 'Vocabulary', 'NextToken', 'action_table', 'windows', 'steps', 'leave_out', 'leave_span_out']
 
 # %% ../../nbs/10_instruments/05_probe.ipynb #ed1b2efe
 def pool(
@@ -53,7 +53,7 @@ def project(
     progress:bool=False, # show a bar while UMAP goes on
 )->tuple: # points (N, 2), and the names of the two axes
     "Messages in two dimensions; raises `InterlatError` for an unknown method or too few messages."
-    if method not in METHODS: raise InterlatError(f"unknown method {method!r}; use {' or '.join(METHODS)}")
+    check_choice(METHODS, method=method)
     if len(x) < 4: raise InterlatError(f"a map needs at least 4 messages, found {len(x)}")
     if method == 'umap': return _umap(x, seed, progress), ('UMAP 1', 'UMAP 2')
     from sklearn.decomposition import PCA
@@ -66,9 +66,11 @@ def _umap(x, seed, progress):
     from umap import UMAP
     n = min(15, len(x) - 1)
     far, near = NearestNeighbors(n_neighbors=n, algorithm='brute').fit(x).kneighbors(x)
-    with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', message='.*(knn_search_index|n_jobs value).*') # no new points are mapped later, and a seed wants one thread
-        return UMAP(n_neighbors=n, init='pca', random_state=seed, n_jobs=1, precomputed_knn=(near, far), tqdm_kwds=dict(disable=not progress, desc='UMAP')).fit_transform(x)
+    bar = dict(disable=not progress, desc='UMAP')
+    umap = UMAP(n_neighbors=n, init='pca', random_state=seed, n_jobs=1, precomputed_knn=(near, far), tqdm_kwds=bar)
+    with warnings.catch_warnings(): # it says that no new points can be mapped later, and that a seed wants one thread
+        warnings.filterwarnings('ignore', message='.*(knn_search_index|n_jobs value).*')
+        return umap.fit_transform(x)
 
 # %% ../../nbs/10_instruments/05_probe.ipynb #963bc8d3
 def linear_probe(
@@ -79,15 +81,20 @@ def linear_probe(
     groups=None, # N names: rows of one group stay in one fold; None: each row is its own
     shuffles:int=5, # how often the control is run
 )->dict: # accuracy, ci_low, ci_high (95 %), control (mean accuracy with shuffled labels), classes, n
-    "Cross-validated accuracy of a linear probe (Alain & Bengio 2017), and of its control. Caveat: what can be read off need not be read; raises `InterlatError` for too few messages or classes."
+    """Cross-validated accuracy of a linear probe (Alain & Bengio 2017), and of its control. Caveat: what can be read off need not be read.
+    Raises `InterlatError` for too few messages or classes."""
     y = np.asarray(y)
     groups = np.arange(len(y)) if groups is None else np.asarray(groups)
-    if not len(x) == len(y) == len(groups): raise InterlatError(f"{len(x)} messages need as many labels and groups, found {len(y)} and {len(groups)}")
+    if not len(x) == len(y) == len(groups):
+        raise InterlatError(f"{len(x)} messages need as many labels and groups, found {len(y)} and {len(groups)}")
     counts = {label: len(set(groups[y == label].tolist())) for label in np.unique(y).tolist()} # in how many groups a label occurs
     if len(counts) < 2: raise InterlatError(f"a probe tells classes apart, found only {list(counts)}")
-    if min(counts.values()) < folds: raise InterlatError(f"each class needs at least {folds} messages, one a fold; {min(counts, key=counts.get)!r} has {min(counts.values())}")
+    rarest = min(counts, key=counts.get)
+    if counts[rarest] < folds:
+        raise InterlatError(f"each class needs at least {folds} messages, one a fold; {rarest!r} has {counts[rarest]}")
     rng = np.random.default_rng(seed)
-    rates, controls = _rates(x, y, groups, folds, seed), [_rates(x, _shuffled(y, groups, rng), groups, folds, seed).mean() for _ in range(shuffles)]
+    rates = _rates(x, y, groups, folds, seed)
+    controls = [_rates(x, _shuffled(y, groups, rng), groups, folds, seed).mean() for _ in range(shuffles)]
     low, high = rate_interval(rates, seed=seed)
     return dict(accuracy=float(rates.mean()), ci_low=low, ci_high=high, control=float(np.mean(controls)), classes=len(counts), n=len(y))
 
@@ -105,7 +112,8 @@ def _rates(x, y, groups, folds, seed):
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
     single = len(set(groups.tolist())) == len(groups)
     cut = (StratifiedKFold if single else StratifiedGroupKFold)(folds, shuffle=True, random_state=seed)
-    return pd.Series(cross_val_predict(probe, x, y, cv=cut, groups=None if single else groups) == y).groupby(groups).mean().to_numpy()
+    right = cross_val_predict(probe, x, y, cv=cut, groups=None if single else groups) == y
+    return pd.Series(right).groupby(groups).mean().to_numpy()
 
 # %% ../../nbs/10_instruments/05_probe.ipynb #17ab0005
 TAKES = re.compile(r'take (\w+) \d+ from (\w+) \d+')
@@ -124,13 +132,17 @@ def task_labels(
 def next_token_labels(
     messages, # `LatentMessage`s with the tokens that were written
     n:int=2000, # states to take at most: those of the first messages
-)->tuple: # (N, D) states; N ids of the token that was written after the state's own; N numbers of their messages; (N, T+P) what is known without the state: its own token and position, one of each set to 1
-    "Each state but the last of its message, and the token after the one that was written from it."
+)->tuple: # (N, D) states; N ids, the label; N numbers of their messages; (N, T+P) own token and position, one of each set to 1
+    """Each state but the last of its message, and as its label the token after the one that was written from it; and what is known
+    of that token without the state."""
     x, y, groups, known = [], [], [], []
     for i, m in enumerate(messages):
         if len(x) >= n: break
         if min(m.token_ids, default=-1) < 0: continue
-        x += m.h[:-1].float().tolist(); y += m.token_ids[1:]; groups += [i]*(len(m) - 1); known += [(t, -1 - k) for k, t in enumerate(m.token_ids[:-1])]
+        x += m.h[:-1].float().tolist()
+        y += m.token_ids[1:]
+        groups += [i]*(len(m) - 1)
+        known += [(t, -1 - k) for k, t in enumerate(m.token_ids[:-1])]
     known = known[:n]
     number = {k: i for i, k in enumerate(sorted({k for pair in known for k in pair}))} # tokens from 0 up, positions below
     onehot = np.zeros((len(known), len(number)), dtype=np.float32)
@@ -143,24 +155,34 @@ def _frequent(y, groups, folds):
     counts = pd.Series(groups).groupby(y).nunique()
     return np.isin(y, counts.index[counts >= folds])
 
+def _with_labels(x, labels):
+    "what -> (states of the messages that have this label, the labels, the messages' numbers)."
+    data = {}
+    for what in dict.fromkeys(what for found in labels for what in found):
+        some = [i for i, found in enumerate(labels) if what in found]
+        data[what] = x[some], np.array([labels[i][what] for i in some]), np.array(some)
+    return data
+
 def decodable(
     messages, # N `LatentMessage`s
     tasks:list[Task], # N tasks that they are about, in the same order
     folds:int=5, # as in `linear_probe`
     seed:int=0, # as in `linear_probe`
 )->pd.DataFrame: # columns what, accuracy, ci_low, ci_high, control, baseline (of the next plan token; else NaN), classes, n
-    """A linear probe for each label of `task_labels` from the pooled messages, and for the next token from single states. Caveat: what can be read off need not be read.
-    Warns of labels that are too rare to be probed."""
+    """A linear probe for each label of `task_labels` from the pooled messages, and for the next token from single states. Caveat: what can
+    be read off need not be read. Warns of labels that are too rare to be probed."""
     messages = list(messages)
     if len(messages) != len(tasks): raise InterlatError(f"{len(messages)} messages need as many tasks, found {len(tasks)}")
-    x, labels = pool(messages), [task_labels(t) for t in tasks]
-    data = {what: (x[some], np.array([labels[i][what] for i in some]), np.array(some)) for what in dict.fromkeys(w for found in labels for w in found)
-            for some in [[i for i, found in enumerate(labels) if what in found]]}
+    data = _with_labels(pool(messages), [task_labels(t) for t in tasks])
     *data['next plan token'], known = next_token_labels(messages)
     rows, rare = [], []
     for what, (x, y, groups) in data.items():
         keep = _frequent(y, groups, folds)
-        if len(set(y[keep].tolist())) < 2: rare.append(what)
-        else: rows.append(dict(what=what, baseline=_rates(known[keep], y[keep], groups[keep], folds, seed).mean() if what == 'next plan token' else np.nan, **linear_probe(x[keep], y[keep], folds, seed, groups[keep])))
+        if len(set(y[keep].tolist())) < 2:
+            rare.append(what)
+            continue
+        probed = linear_probe(x[keep], y[keep], folds, seed, groups[keep])
+        baseline = _rates(known[keep], y[keep], groups[keep], folds, seed).mean() if what == 'next plan token' else np.nan
+        rows.append(dict(what=what, baseline=baseline, **probed))
     if rare: warnings.warn(f"not probed, as fewer than two labels occur in {folds} messages or more: {', '.join(rare)}", stacklevel=2)
     return pd.DataFrame(rows, columns=['what', 'accuracy', 'ci_low', 'ci_high', 'control', 'baseline', 'classes', 'n'])

@@ -48,10 +48,10 @@ def save_session(
     "Write what `open_session` needs. Raises `InterlatError` if there are no tasks or one of them has no message."
     folder = Path(folder)
     if not tasks: raise InterlatError(f"no tasks to look into in {folder}")
-    if missing := [t.task_id for t in tasks if t.task_id not in store]: raise InterlatError(f"{len(missing)} of {len(tasks)} tasks have no message in {store.path}, {missing[0]} the first")
+    store.need(t.task_id for t in tasks)
     save_tasks([replace(t, source=_kept(t.source, folder) if t.source else '') for t in tasks], folder/TASKS)
-    found = dict(actor=_kept(actor, folder), sender=_kept(sender, folder), messages=_kept(store.path, folder), log=_kept(log, folder) if log else '',
-                 students={k: _kept(v, folder) for k, v in (students or {}).items()})
+    found = {k: _kept(v, folder) for k, v in dict(actor=actor, sender=sender, messages=store.path).items()}
+    found |= dict(log=_kept(log, folder) if log else '', students={k: _kept(v, folder) for k, v in (students or {}).items()})
     return write_atomic(folder/FILE, json.dumps(found, indent=1) + '\n')
 
 # %% ../../nbs/10_instruments/07_session.ipynb #5e550009
@@ -65,7 +65,8 @@ class Session:
         path = check_file(self.folder/FILE, 'session', 'write it with save_session, or let interlat-eval do so')
         try: self._where = dict(json.loads(path.read_text(encoding='utf-8')))
         except ValueError as e: raise InterlatError(f"{path} is damaged: {first_line(e)}") from e
-        if lacks := [k for k in ('actor', 'sender', 'messages', 'log', 'students') if k not in self._where]: raise InterlatError(f"{path} lacks {', '.join(lacks)}; write it again with save_session")
+        lacks = [k for k in ('actor', 'sender', 'messages', 'log', 'students') if k not in self._where]
+        if lacks: raise InterlatError(f"{path} lacks {', '.join(lacks)}; write it again with save_session")
         self.tasks = [replace(t, source=self._path(t.source)) if t.source else t for t in load_tasks(self.folder/TASKS)]
         self.store = MessageStore(self._path(self._where['messages']), create=False)
         self.by_id = {t.task_id: t for t in self.tasks} # task_id -> `Task`
@@ -101,8 +102,11 @@ class Session:
         return [*(c for c in seen if c in own), *(c for c in own if c not in seen)]
 
     def _check(self, task_id, condition):
-        if task_id not in self.by_id: raise InterlatError(f"no task {task_id!r} in {self.folder.name}; the first of {len(self.by_id)} is {self.tasks[0].task_id!r}")
-        if condition not in self.conditions: raise InterlatError(f"condition {condition!r} cannot be shown with this actor and these tasks; choose from {short_list(self.conditions)}")
+        if task_id not in self.by_id:
+            raise InterlatError(f"no task {task_id!r} in {self.folder.name}; the first of {len(self.by_id)} is {self.tasks[0].task_id!r}")
+        if condition not in self.conditions:
+            known = short_list(self.conditions)
+            raise InterlatError(f"condition {condition!r} cannot be shown with this actor and these tasks; choose from {known}")
 
     def message(self,
         task_id:str, # which task's
@@ -119,7 +123,9 @@ class Session:
     def first(self)->str: # its task_id
         "A task that tells something: the first that went well with its message and badly without, if there is one."
         with_it, without = self.outcomes('latent'), self.outcomes('no_comm')
-        return next((t.task_id for t in self.tasks if with_it.get(t.task_id) in ('won', 'right') and without.get(t.task_id) in ('lost', 'wrong')), self.tasks[0].task_id)
+        telling = [t.task_id for t in self.tasks
+                   if with_it.get(t.task_id) in ('won', 'right') and without.get(t.task_id) in ('lost', 'wrong')]
+        return (telling or list(self.by_id))[0]
 
     def recorded(self, task_id:str, condition:str): # the row of `results`, or None
         "What was kept of a task under a condition, with its first seed."
@@ -138,21 +144,26 @@ class Session:
         task_id:str, # which task
         condition:str='latent', # a name in `conditions`
     )->tuple: # list of `Moment`; and its `Episode`, or the answer's text
-        "The decisions of a task, as they were recorded; played or answered now, greedily, if they were not. Raises `InterlatError` as `message` does."
+        """The decisions of a task, as they were recorded; played or answered now, greedily, if they were not.
+        Raises `InterlatError` as `message` does."""
         self._check(task_id, condition)
-        if (task_id, condition) not in self._episodes: self._episodes[task_id, condition] = (self._game if self.plays else self._question)(task_id, condition)
+        look = self._game if self.plays else self._question
+        if (task_id, condition) not in self._episodes: self._episodes[task_id, condition] = look(task_id, condition)
         return self._episodes[task_id, condition]
 
     def _limits(self, *names):
         "How the run was made, for what is played or answered now."
         made = Path(self._path(self._where['log'])).with_name('evaluate.json')
-        return {k: v for k, v in json.loads(made.read_text(encoding='utf-8')).items() if k in names} if self._where['log'] and made.exists() else {}
+        if not (self._where['log'] and made.exists()): return {}
+        return {k: v for k, v in json.loads(made.read_text(encoding='utf-8')).items() if k in names}
 
     def _game(self, task_id, condition):
         row = self.recorded(task_id, condition)
         if row is None or row.won is None:
             message, channel = self.message(task_id, condition)
-            outputs = rollout(self.actor, [self.by_id[task_id]], [message], channel, progress=False, **self._limits('max_steps', 'max_new_tokens'))[0].outputs
+            limits = self._limits('max_steps', 'max_new_tokens')
+            episode, = rollout(self.actor, [self.by_id[task_id]], [message], channel, progress=False, **limits)
+            outputs = episode.outputs
         else: outputs = json.loads(row.outputs)
         return game_moments(self.by_id[task_id], outputs, self.actor.tokenizer)
 
@@ -160,13 +171,18 @@ class Session:
         row = self.recorded(task_id, condition)
         if row is None:
             message, channel = self.message(task_id, condition)
-            text = next(answer(self.actor, [self.by_id[task_id]], [message], channel, **self._limits('max_new_tokens')))[0][1][0].text
+            limits = self._limits('max_new_tokens')
+            (_, (completion,)), = next(answer(self.actor, [self.by_id[task_id]], [message], channel, **limits))
+            text = completion.text
         else: text = row.output
         return question_moments(self.by_id[task_id], text, self.actor.tokenizer), text
 
     def __repr__(self):
-        what = 'nothing evaluated' if self.results is None else f"{len(self.results)} results under {self.results.condition.nunique()} conditions"
-        return f"Session({self.folder.name!r}, {len(self.tasks)} {'games' if self.plays else 'questions'}, {len(self.store)} messages of {self.store.sender!r}, {what})"
+        tasks = f"{len(self.tasks)} {'games' if self.plays else 'questions'}"
+        messages = f"{len(self.store)} messages of {self.store.sender!r}"
+        results = 'nothing evaluated'
+        if self.results is not None: results = f"{len(self.results)} results under {self.results.condition.nunique()} conditions"
+        return f"Session({self.folder.name!r}, {tasks}, {messages}, {results})"
 
 # %% ../../nbs/10_instruments/07_session.ipynb #5e55c001
 def copy_session(
@@ -175,9 +191,10 @@ def copy_session(
     n:int=24, # tasks to take along: the first ones
     conditions:list[str]|None=None, # results to take along; None: all
 )->Session: # the copy
-    """A session of its own with the first `n` tasks: their games, messages and results, the actor, and a sender that is in the run's folder. Results with another
-    task's message stay behind, as the other task may; students do, too. Raises `InterlatError` for a folder that holds something, or `n` below 1."""
-    if n < 1: raise InterlatError(f"a session has 1 task or more, found n = {n}")
+    """A session of its own with the first `n` tasks: their games, messages and results, the actor, and a sender that is in the run's
+    folder. Results with another task's message stay behind, as the other task may; students do, too. Raises `InterlatError` for a folder
+    that holds something, or `n` below 1."""
+    check_range(1, n=n)
     out, tasks, sender = Path(out), session.tasks[:n], session._where['sender']
     if out.exists() and any(out.iterdir()): raise InterlatError(f"{out} is not empty; choose another folder")
     shutil.copytree(session._path(session._where['actor']), out/'actor', ignore=shutil.ignore_patterns('log.csv', 'recipe.json'))
@@ -191,7 +208,9 @@ def copy_session(
         kind = GameLog if session.plays else AnswerLog
         rows, key = read_log(log, kind.columns), kind.key
         own = [c for c in rows.condition.unique() if c not in VARIANTS or not VARIANTS[c].partner]
-        rows[rows[key].isin([t.task_id for t in tasks]) & rows.condition.isin(own if conditions is None else set(own) & set(conditions))].to_csv(out/log.name, index=False)
+        wanted = own if conditions is None else set(own) & set(conditions)
+        taken = rows[rows[key].isin([t.task_id for t in tasks]) & rows.condition.isin(wanted)]
+        taken.to_csv(out/log.name, index=False)
         if (made := log.with_name('evaluate.json')).exists(): shutil.copy(made, out)
     save_session(out, tasks, store, out/'actor', out/sender if (out/sender).exists() else sender, log and out/log.name)
     return open_session(out, session.device)
