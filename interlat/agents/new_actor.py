@@ -37,7 +37,7 @@ def lora_settings(
 @dataclass
 class ActorConfig:
     "What an actor is made from."
-    model_name_or_path:str = field(metadata=dict(help="preset, folder, GGUF file or hub id; or an actor's checkpoint, to go on from"))
+    model_name_or_path:str = field(metadata=dict(help="a preset, folder, GGUF file or hub id to start from, or an actor's checkpoint"))
     prepended_length:int|None = option(None, "most states of a message that the actor reads; 800 if not given, or the checkpoint's")
     num_heads:int|None = option(None, "of the adapter's attention; 8 if not given, or the checkpoint's")
     dtype:str = option('float32', 'of the weights: float32, bfloat16, float16 or auto; small steps are lost on others than float32')
