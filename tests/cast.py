@@ -32,6 +32,11 @@ def lm(tokenizer, preset='tiny-qwen2', **kw):
     return tiny_lm(preset, tokenizer, **{**dict(num_hidden_layers=2, hidden_size=32, intermediate_size=64, initializer_range=.3), **kw}).eval()
 
 
+def apart(a, b):
+    "The largest difference between two tensors, as a part of the largest number in the second: what rounding leaves is small there, whatever the size of the numbers."
+    return ((a - b).abs().max()/b.abs().max()).item()
+
+
 def random_lm(family='qwen2', width=16, vocab=50, seed=0, **kw):
     "A two-layer model of any family, random and loud, without a tokenizer; ids 0 to 2 are kept for padding and marks."
     import torch

@@ -10,13 +10,13 @@ from interlat.instruments.attribution import Decision, leave_out, leave_span_out
 from interlat.agents.collect import collect
 from interlat.core.basics import InterlatError
 from interlat.evaluation.evaluate import Contender, evaluate
-from interlat.agents.lm import load_tokenizer
 from interlat.agents.chat import encode_chat, plan_token_ids
 from interlat.messages.message import LatentMessage, MessageStore
 from interlat.evaluation.rollout import rollout
 from interlat.games.household import knowing, share
 from interlat.core.tasks import Task
 from interlat.agents.lm import *
+from interlat.agents.joining import *
 from interlat.agents.topology import *
 
 WRITING = dict(max_new_tokens=7)
@@ -27,14 +27,14 @@ def scene(tmp_path_factory):
     "Games, their tokenizer, and for each family a sender and an actor that reads states of width 32."
     games = cast.games(tmp_path_factory.mktemp('games'), 7)
     tok = cast.tokenizer(games)
-    lms = dict(qwen2=cast.lm(tok), llama=cast.lm(tok, 'tiny-llama', hidden_size=48))
+    lms = dict(qwen2=cast.lm(tok).double(), llama=cast.lm(tok, 'tiny-llama', hidden_size=48).double()) # in float64, what is equal looks equal
     return games, tok, lms, {family: reader(lm, tok) for family, lm in lms.items()}
 
 
 def reader(lm, tok, input_size=32):
     a = ModelWithInsertedHiddenState(lm, 40, lm.config.hidden_size, 8, input_size, *cast.message_token_ids(tok))
     with torch.no_grad(): a.processor.adaptive_proj.output_scale.fill_(5)
-    return a.eval()
+    return a.double().eval()
 
 
 def agents(scene, family='qwen2'):
@@ -68,7 +68,7 @@ def test_a_chain_is_the_slow_chain_at_any_batch_size(scene, family, batch_size, 
         states, plan = slowly(readers[family], tok, middle.sees(t), h, 7)
         m = store[t.task_id]
         assert m.token_ids == plan and len(m) == len(plan) and m.width == readers[family].settings['hidden_size']
-        torch.testing.assert_close(m.h, states, atol=2e-4, rtol=0)
+        assert cast.apart(m.h, states) < 1e-6
 
 
 def test_the_leaves_are_what_collect_makes_and_the_join_is_bit_for_bit(scene, tmp_path):
@@ -141,7 +141,7 @@ def test_an_ensemble_has_as_many_voices_and_the_first_stay(scene, tmp_path):
     assert len({tuple(v[games[0].task_id].token_ids) for v in voices}) > 1
     two = collect_from(ensemble(left, 2), games, tmp_path/'two', progress=False)
     n = len(two[games[0].task_id])
-    torch.testing.assert_close(three[games[0].task_id].h[:n], two[games[0].task_id].h, atol=1e-4, rtol=0)
+    assert cast.apart(three[games[0].task_id].h[:n], two[games[0].task_id].h) < 1e-6
 
 
 def test_a_relay_reads_another_width_and_refuses_a_wrong_one(scene, tmp_path):
@@ -200,6 +200,6 @@ def test_a_relay_may_be_told_nothing(scene):
     for k, m in enumerate((empty, full)):
         h, y, _ = relay_messages(Agent(readers['qwen2'], tok), prompts[k:k+1], [m], max_new_tokens=6)[0]
         assert mixed[k][1] == y
-        torch.testing.assert_close(mixed[k][0], h, atol=2e-4, rtol=0)
+        assert cast.apart(mixed[k][0], h) < 1e-6
     h, y, _ = relay_messages(Agent(readers['qwen2'].train(), tok), prompts[:1], [full], max_new_tokens=6)[0] # whatever mode it is in
     torch.testing.assert_close(h, relay_messages(Agent(readers['qwen2'], tok), prompts[:1], [full], max_new_tokens=6)[0][0])

@@ -15,7 +15,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import nn, Tensor
-from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 from transformers.utils import ModelOutput
 
@@ -85,13 +84,12 @@ class ActorOutput(ModelOutput):
 def _check_base(model, hidden_size):
     "Raise `InterlatError` unless the model's width is `hidden_size` and its head gives the logits as they are."
     name, width = type(model).__name__, model.get_input_embeddings().embedding_dim
-    if width != hidden_size: raise InterlatError(f"hidden_size is {hidden_size}, but the embeddings of {name} have width {width}; pass {width}")
+    if width != hidden_size:
+        raise InterlatError(f"hidden_size is {hidden_size}, but the embeddings of {name} have width {width}; pass {width}")
     for key in ('final_logit_softcapping', 'logits_scaling', 'logit_scale'):
         value = getattr(model.config, key, None)
-        if value not in (None, 1): raise InterlatError(f"{name} rescales its logits ({key}={value}), which the actor does not do; use another base model")
-
-# %% ../../nbs/05_agents/08_actor.ipynb #cc00dd68
-def _one_line(e): return ' '.join(str(e).split())
+        if value not in (None, 1):
+            raise InterlatError(f"{name} rescales its logits ({key}={value}), which the actor does not do; use another base model")
 
 # %% ../../nbs/05_agents/08_actor.ipynb #e87716ac
 class ModelWithInsertedHiddenState(nn.Module):
@@ -109,14 +107,15 @@ class ModelWithInsertedHiddenState(nn.Module):
     ):
         super().__init__()
         _check_base(base_model, hidden_size)
-        if prepended_length < 1: raise InterlatError(f"prepended_length must be 1 or more, found {prepended_length}")
+        check_range(1, prepended_length=prepended_length)
         self.base_model, self.config = base_model, base_model.config
         self.settings = dict(prepended_length=prepended_length, hidden_size=hidden_size, num_heads=num_heads,
                              input_size=input_size or hidden_size, bop_id=bop_id, eop_id=eop_id, adapter=adapter)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            new = HiddenStateProcessor(hidden_size, num_heads, input_size) if adapter else NoAdapter(hidden_size, input_size).to(base_model.dtype)
-            self.processor = new.to(base_model.device)
+            if adapter: processor = HiddenStateProcessor(hidden_size, num_heads, input_size)
+            else: processor = NoAdapter(hidden_size, input_size).to(base_model.dtype)
+        self.processor = processor.to(base_model.device)
         self.train(base_model.training)
 
     def embed_message(self,
@@ -141,15 +140,22 @@ class ModelWithInsertedHiddenState(nn.Module):
         message_embeds:Tensor|None=None, # (B, M, E) from `embed_message` or `plan_embeds`
         message_mask:Tensor|None=None, # (B, M), True on real positions; None: all are
     )->ActorOutput:
-        "Loss and logits of the supervised tokens, each predicted from the position before it; without labels the next token's logits."
+        "Loss and logits of the supervised tokens, each predicted from the position before it; without labels, the next token's."
         s = self.embed_chat(input_ids, attention_mask, insert_at, message_embeds, message_mask, labels)
-        z = self.base_model.base_model(inputs_embeds=s.embeds, attention_mask=s.attention_mask, position_ids=s.position_ids, use_cache=False)[0]
-        head = self.base_model.get_output_embeddings()
-        if labels is None: return ActorOutput(logits=head(z[torch.arange(len(z), device=z.device), s.attention_mask.sum(1)-1]))
+        z, head = self.last_states(s), self.base_model.get_output_embeddings()
+        if labels is None:
+            return ActorOutput(logits=head(z[torch.arange(len(z), device=z.device), s.attention_mask.sum(1)-1]))
         keep = s.labels[:,1:] != -100
         if not keep.any(): raise InterlatError('no supervised token in the batch: every label is -100')
         logits, targets = head(z[:,:-1][keep]), s.labels[:,1:][keep]
-        return ActorOutput(F.cross_entropy(logits.float(), targets), logits, targets)
+        return ActorOutput(nn.functional.cross_entropy(logits.float(), targets), logits, targets)
+
+    def last_states(self,
+        s:Spliced, # conversations, padded on either side
+    )->Tensor: # (B, T', E), post-final-norm
+        "What the model makes of each position, before its head."
+        trunk = self.base_model.base_model
+        return trunk(inputs_embeds=s.embeds, attention_mask=s.attention_mask, position_ids=s.position_ids, use_cache=False)[0]
 
     @torch.no_grad()
     def generate(self,
@@ -175,12 +181,12 @@ class ModelWithInsertedHiddenState(nn.Module):
     )->Spliced:
         "Conversations with their messages inside, as input embeddings; raises `InterlatError` for a message without `insert_at`."
         embeds = self.plan_embeds(input_ids)
-        if message_embeds is None: insert_at, block = torch.zeros_like(input_ids[:,0]), (embeds[:,:0], attention_mask[:,:0])
-        elif insert_at is None: raise InterlatError('a message needs insert_at: how many tokens stand before it')
-        else:
-            if message_mask is None: message_mask = torch.ones_like(message_embeds[...,0], dtype=torch.bool)
-            block = self.block(message_embeds, message_mask)
-        return splice(embeds, attention_mask, insert_at, *block, labels, pad)
+        if message_embeds is None:
+            nothing, nowhere = (embeds[:,:0], attention_mask[:,:0]), torch.zeros_like(input_ids[:,0])
+            return splice(embeds, attention_mask, nowhere, *nothing, labels, pad)
+        if insert_at is None: raise InterlatError('a message needs insert_at: how many tokens stand before it')
+        if message_mask is None: message_mask = torch.ones_like(message_embeds[...,0], dtype=torch.bool)
+        return splice(embeds, attention_mask, insert_at, *self.block(message_embeds, message_mask), labels, pad)
 
     def block(self,
         embeds:Tensor, # (B, M, E) from `embed_message` or `plan_embeds`
@@ -188,18 +194,18 @@ class ModelWithInsertedHiddenState(nn.Module):
     )->tuple[Tensor,Tensor]: # (B, M', E) and its mask (B, M')
         "What a conversation gets inserted: the message, cut to `prepended_length`, between the marks."
         n = self.settings['prepended_length']
-        marks = (None if i is None else self.plan_embeds(torch.tensor(i, device=embeds.device)) for i in (self.settings['bop_id'], self.settings['eop_id']))
-        return message_block(embeds[:,:n], mask[:,:n], *marks)
+        def mark(i): return None if i is None else self.plan_embeds(torch.tensor(i, device=embeds.device))
+        return message_block(embeds[:,:n], mask[:,:n], mark(self.settings['bop_id']), mark(self.settings['eop_id']))
 
     def save_pretrained(self,
         folder:str|Path, # made if it is not there
-        state_dict:dict|None=None, # all of this module's tensors by name, gathered from the processes that share them; None: the live ones
+        state_dict:dict|None=None, # all tensors by name, gathered from the processes that share them; None: the live ones
     )->Path: # `folder`
         "Write the base model as Hugging Face does, LoRA added in, and beside it the adapter and its settings."
         folder, state = Path(folder), self.state_dict() if state_dict is None else state_dict
-        base, processor = ({k.removeprefix(part): v for k,v in state.items() if k.startswith(part)} for part in ('base_model.', 'processor.'))
-        save_lm(self.base_model, folder, base)
-        write_atomic(folder/'adapter.safetensors', save({k: v.contiguous() for k,v in processor.items()}))
+        def part(name): return {k.removeprefix(name): v for k,v in state.items() if k.startswith(name)}
+        save_lm(self.base_model, folder, part('base_model.'))
+        write_atomic(folder/'adapter.safetensors', save({k: v.contiguous() for k,v in part('processor.').items()}))
         write_atomic(folder/'interlat_config.json', json.dumps(self.settings, indent=1))
         return folder
 
@@ -214,17 +220,18 @@ class ModelWithInsertedHiddenState(nn.Module):
         device = resolve_device(device)
         settings, state = read_adapter(folder)
         try: base = AutoModelForCausalLM.from_pretrained(folder, dtype=resolve_dtype(dtype, device)).to(device)
-        except (OSError, ValueError, SafetensorError) as e: raise InterlatError(f"cannot load the base model in {folder}: {_one_line(e)}") from e
+        except (OSError, ValueError, SafetensorError) as e:
+            raise InterlatError(f"cannot load the base model in {folder}: {one_line(e)}") from e
         actor = cls(base, **{**settings, **changes})
         try: actor.processor.load_state_dict(state)
-        except RuntimeError as e: raise InterlatError(f"the adapter in {folder} does not fit its settings: {_one_line(e)}") from e
+        except RuntimeError as e: raise InterlatError(f"the adapter in {folder} does not fit its settings: {one_line(e)}") from e
         return actor.eval()
 
     @property
     def _no_split_modules(self): return self.base_model._no_split_modules # layers that FSDP wraps whole
 
     def activation_checkpointing_enable(self, activation_checkpointing_kwargs=None, **how):
-        "Keep only what goes into each layer and run it again in the backward pass, as Hugging Face models do; not the reentrant kind by default."
+        "Keep only what goes into each layer and run it again in the backward pass; not the reentrant kind by default."
         enable = getattr(self.base_model, 'activation_checkpointing_enable', None) or self.base_model.gradient_checkpointing_enable
         enable(activation_checkpointing_kwargs or dict(use_reentrant=False), **how)
 
@@ -238,6 +245,6 @@ class ModelWithInsertedHiddenState(nn.Module):
     def gradient_checkpointing_disable(self): self.activation_checkpointing_disable()
 
     def __repr__(self):
-        s = self.settings
-        return (f"{type(self).__name__}({type(self.base_model).__name__}, width {s['hidden_size']}, reads up to {s['prepended_length']} "
-                f"states of width {s['input_size']}{'' if s['adapter'] else ' without an adapter'})")
+        s, how = self.settings, '' if self.settings['adapter'] else ' without an adapter'
+        reads = f"reads up to {s['prepended_length']} states of width {s['input_size']}{how}"
+        return f"{type(self).__name__}({type(self.base_model).__name__}, width {s['hidden_size']}, {reads})"

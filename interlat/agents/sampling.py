@@ -22,7 +22,8 @@ def end_token_ids(
     listed = model.generation_config.eos_token_id
     listed = listed if isinstance(listed, list) else [listed]
     ids = sorted({i for i in (*listed, tokenizer.eos_token_id) if i is not None})
-    if not ids: raise InterlatError(f"neither {type(model).__name__} nor its tokenizer has an end token; set tokenizer.eos_token")
+    if not ids:
+        raise InterlatError(f"neither {type(model).__name__} nor its tokenizer has an end token; set tokenizer.eos_token")
     return ids
 
 # %% ../../nbs/05_agents/04_sampling.ipynb #33630655
@@ -33,8 +34,8 @@ def greedy_config(
     "Settings for `generate` under which the next token is the argmax of the logits, whatever the model's own settings say."
     ends, pad = end_token_ids(agent), agent.tokenizer.pad_token_id
     if pad is None: pad = ends[0]
-    return GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=ends, pad_token_id=pad, do_sample=False, num_beams=1, temperature=1.,
-                            top_k=50, top_p=1., repetition_penalty=1., no_repeat_ngram_size=0)
+    plain = dict(do_sample=False, num_beams=1, temperature=1., top_k=50, top_p=1., repetition_penalty=1., no_repeat_ngram_size=0)
+    return GenerationConfig(max_new_tokens=max_new_tokens, eos_token_id=ends, pad_token_id=pad, **plain)
 
 # %% ../../nbs/05_agents/04_sampling.ipynb #af0c9cbe
 def pad_left(

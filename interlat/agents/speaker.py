@@ -7,6 +7,7 @@ __all__ = ['message_embeds', 'Seat', 'Speaker']
 
 # %% ../../nbs/05_agents/10_speaker.ipynb #f740067b
 from dataclasses import dataclass, field
+
 import torch
 from torch import Tensor
 
@@ -25,7 +26,7 @@ def message_embeds(
     channel:str='latent', # 'latent', 'text' or 'none'
 )->Tensor|None: # (M, E); None if there is nothing to say
     "A message as the actor's input embeddings. Raises `InterlatError` for an unknown channel or a width that does not fit."
-    if channel not in ('latent', 'text', 'none'): raise InterlatError(f"unknown channel {channel!r}; use latent, text or none")
+    check_choice(('latent', 'text', 'none'), channel=channel)
     if message is None or channel == 'none' or not len(message): return None
     model, tokenizer = actor
     device = next(model.parameters()).device
@@ -62,8 +63,8 @@ class Speaker:
         temperature:float=0., # 0: the most probable token each time
         cache:bool=True, # keep what was read from turn to turn
     ):
-        if max_new_tokens < 1: raise InterlatError(f"max_new_tokens must be 1 or more, found {max_new_tokens}")
-        if temperature < 0: raise InterlatError(f"temperature must be 0 or more, found {temperature}")
+        check_range(1, max_new_tokens=max_new_tokens)
+        check_range(0, temperature=temperature)
         self.actor, self.tokenizer = actor
         self.model = self.actor.eval().base_model
         self.max_new_tokens, self.temperature, self.cache = max_new_tokens, temperature, cache and keeps_everything(self.model)
@@ -140,5 +141,6 @@ class Speaker:
             live = [on and row[-1] not in self.ends and len(row) < self.max_new_tokens for on,row in zip(live, new)]
             if not any(live): break
             hidden = self._read(self.rows, self._embed(ids)[:,None], torch.tensor(live, device=ids.device)[:,None])
-        for seat, row in zip(self.seats, new): seat.read, seat.written, seat.ended = seat.chat.input_ids + row[:-1], len(row), row[-1] in self.ends
+        for seat, row in zip(self.seats, new):
+            seat.read, seat.written, seat.ended = seat.chat.input_ids + row[:-1], len(row), row[-1] in self.ends
         return [self.tokenizer.decode(row, skip_special_tokens=True) for row in new]
