@@ -260,7 +260,7 @@ def test_what_does_not_fit_is_one_line_and_nothing_is_loaded(world, tmp_path, mo
     line("no games in split 'valid_seen'", split='valid_seen')
     line('12 tasks do not fill one batch of 64', per_device_train_batch_size=64)
     MessageStore(tmp_path/'few', sender='random').append(next(iter(MessageStore(world/'store'))))
-    line('11 of 12 tasks have no message in the store', hidden_data_path=tmp_path/'few', per_device_train_batch_size=1)
+    line("11 of 12 tasks have no message in 'few'", hidden_data_path=tmp_path/'few', per_device_train_batch_size=1)
     wide = MessageStore(tmp_path/'wide', sender='random')
     wide.append([LatentMessage(torch.zeros(2, 48), [1, 2], m.text, m.task_id, 'random') for m in MessageStore(world/'store')])
     line('has width 48, wanted width 32', hidden_data_path=tmp_path/'wide')

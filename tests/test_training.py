@@ -212,7 +212,7 @@ def test_what_does_not_fit_is_said_before_anything_is_loaded(world, tmp_path):
     line('tasks do not fill one batch of 64', per_device_train_batch_size=64)
     line('a batch of 1 has no wrong message', per_device_train_batch_size=1)
     MessageStore(tmp_path/'few', sender='random').append(next(iter(MessageStore(world/'store'))))
-    line('11 of 12 tasks have no message in the store', dict(hidden_data_path=str(tmp_path/'few')), per_device_train_batch_size=2)
+    line("11 of 12 tasks have no message in 'few'", dict(hidden_data_path=str(tmp_path/'few')), per_device_train_batch_size=2)
     shutil.copytree(world/'lm', tmp_path/'bare')
     (tmp_path/'bare'/'chat_template.jinja').unlink()
     line('has no chat template; give one with --chat_template', config=dict(model_name_or_path=str(tmp_path/'bare')), per_device_train_batch_size=4)
