@@ -1,5 +1,7 @@
 "A small cast for the tests of the model-facing rooms: random models, generated games, and what they need to meet."
-import subprocess
+import subprocess, sys
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 from interlat.core.basics import *
@@ -55,6 +57,26 @@ def actor(base, tokenizer, seed=0):
     a = ModelWithInsertedHiddenState(base, prepended_length=40, hidden_size=width, bop_id=bop, eop_id=eop, seed=seed)
     a.processor.adaptive_proj.output_scale.data.fill_(5) # loud enough to change what a random model says
     return a.eval()
+
+
+@contextmanager
+def exact():
+    "Norms, softmax and losses go down to float32 in whatever model: in here those of a float64 model stay exact, whatever the processor sums in what order."
+    import pytest, torch
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(torch, 'float32', torch.float64)
+        m.setattr(torch.Tensor, 'float', torch.Tensor.double)
+        yield
+
+
+def call(main, *argv):
+    "Run a command in this process: its exit status, and what it wrote to stdout and stderr."
+    import pytest
+    out, err = StringIO(), StringIO()
+    with pytest.MonkeyPatch.context() as m, redirect_stdout(out), redirect_stderr(err):
+        m.setattr(sys, 'argv', ['interlat', *map(str, argv)])
+        with pytest.raises(SystemExit) as stop: main()
+    return stop.value.code, out.getvalue(), err.getvalue()
 
 
 END = """

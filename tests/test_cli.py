@@ -165,7 +165,7 @@ def test_train_refuses(world, messages, tmp_path, refused):
     assert 'pure_latents must be between 0 and 1, found 2' in line('--pure_latents', '2')
     assert 'At most one of fp16 and bf16' in line('--fp16', 'true', '--bf16', 'true', '--use_cpu', 'true')
     assert "the file" in line('--output_dir', world/'actor'/'config.json')
-    assert 'have no message in the store' in line('--hidden_data_path', messages, '--per_device_train_batch_size', '2')
+    assert "tasks have no message in 'messages'" in line('--hidden_data_path', messages, '--per_device_train_batch_size', '2')
 
 
 def test_eval_refuses(world, messages, tmp_path, refused):

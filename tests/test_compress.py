@@ -1,11 +1,12 @@
 "`interlat-compress` and what follows it: killed and started again, on two processes, with LoRA and bfloat16, by the original's flags; then messages of K states, collected and played."
-import copy, json, os, shutil, signal, subprocess, sys, time
+import copy, json, os, shutil, signal, subprocess, time
 
 import cast, pandas as pd, pytest, torch
-from cast import pair
+from cast import call, pair
 from notebooks import ROOT
 from safetensors.torch import load_file
 from torch.testing import assert_close
+from warm import warm
 
 from interlat.commands import cli
 from interlat.agents.actor import ModelWithInsertedHiddenState
@@ -59,22 +60,32 @@ def flags(world, out, **kw):
     return [str(x) for k, v in {**base, **kw}.items() for x in (f'--{k}', v)]
 
 
-def weights(folder): return load_file(folder/'model.safetensors') | load_file(folder/'student.safetensors')
+def weights(folder): # copies, as a file may be written anew
+    return {k: v.clone() for name in ('model', 'student') for k, v in load_file(folder/f'{name}.safetensors').items()}
+
+
 def losses(trainer): return pd.DataFrame([h for h in trainer.state.log_history if 'ce' in h])[['loss', *PARTS]]
 def environment(): return os.environ | dict(PYTHONPATH=str(ROOT), OMP_NUM_THREADS='1', HF_HUB_OFFLINE='1')
 def killed(command, argv, when):
     "Start a command as a process and kill it when `when` is true."
-    process = subprocess.Popen([sys.executable, '-c', COMMAND.format(command), *map(str, argv)], env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([*warm(), '-c', COMMAND.format(command), *map(str, argv)], env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None and not when(): time.sleep(.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
+
+
+@pytest.fixture(scope='module')
+def plain(world, tmp_path_factory):
+    "The folder of four steps with nothing special, and their losses."
+    folder = tmp_path_factory.mktemp('plain')
+    return folder, losses(trained(world, folder))
 
 
 # -- the trainer
 
 def test_killed_and_started_again_it_ends_with_the_same_weights(world, tmp_path):
     "With measurements on the way."
-    how = dict(max_steps=14, validation_split=.25, eval_strategy='steps', eval_steps=5, lr_scheduler_type='linear', save_strategy='steps', save_steps=1)
+    how = dict(max_steps=10, validation_split=.25, eval_strategy='steps', eval_steps=4, lr_scheduler_type='linear', save_strategy='steps', save_steps=1)
     run = tmp_path/'run'
     killed('compress', flags(world, run, **how), lambda: (run/'checkpoint-3').exists())
     assert not (run/'model.safetensors').exists() and (run/'recipe.json').exists()
@@ -82,7 +93,7 @@ def test_killed_and_started_again_it_ends_with_the_same_weights(world, tmp_path)
     whole = trained(world, tmp_path/'whole', **{**how, 'save_strategy': 'no'})
     assert_close(weights(run), weights(tmp_path/'whole'), atol=1e-6, rtol=0)
     pd.testing.assert_frame_equal(losses(again), losses(whole), atol=1e-5, rtol=0)
-    assert [h['step'] for h in again.state.log_history if 'eval_kept' in h] == [5, 10, 14]
+    assert [h['step'] for h in again.state.log_history if 'eval_kept' in h] == [4, 8, 10]
     assert not [p for p in run.iterdir() if p.suffix in ('.bin', '.pt', '.pth', '.pkl')], 'a student is safetensors and JSON only'
 
 
@@ -100,14 +111,14 @@ def test_two_processes_give_the_curve_of_one(world, tmp_path):
 @pytest.mark.parametrize('student', [dict(lora=dict(r=4, lora_dropout=0.)), dict(student_model_name_or_path='untied'), dict(student_model_name_or_path='llama')], ids=['lora', 'untied', 'llama'])
 def test_it_goes_on_from_its_checkpoint_whatever_is_frozen(world, tmp_path, student):
     "LoRA's base, and a head that no step uses: `trained.safetensors` has the rest; tied weights need no such file."
-    if 'lora' not in student: student = {k: str(world/v) for k, v in student.items()}
-    trained(world, tmp_path/'whole', student)
-    trained(world, tmp_path/'run', student, save_strategy='steps', save_steps=2)
-    assert (tmp_path/'run'/'checkpoint-2'/TRAINED).exists() == ('llama' not in student.get('student_model_name_or_path', ''))
-    shutil.rmtree(tmp_path/'run'/'checkpoint-4')
-    trained(world, tmp_path/'run', student, save_strategy='steps', save_steps=2)
-    assert_close(weights(tmp_path/'run'), weights(tmp_path/'whole'), atol=1e-6, rtol=0)
-    start, end = load_file(world/student.get('student_model_name_or_path', 'sender')/'model.safetensors') if 'lora' in student else load_file(f"{student['student_model_name_or_path']}/model.safetensors"), weights(tmp_path/'whole')
+    base = world/student.get('student_model_name_or_path', 'sender')
+    def train(): return trained(world, tmp_path, student | dict(student_model_name_or_path=str(base)), max_steps=2, save_strategy='steps', save_steps=1)
+    train()
+    start, end = load_file(base/'model.safetensors'), weights(tmp_path)
+    assert (tmp_path/'checkpoint-1'/TRAINED).exists() == (base.name != 'llama')
+    shutil.rmtree(tmp_path/'checkpoint-2')
+    assert train().state.global_step == 2
+    assert_close(weights(tmp_path), end, atol=1e-6, rtol=0)
     still = {k for k in start if torch.equal(start[k], end[k])}
     if 'lora' in student: assert 'model.embed_tokens.weight' in still and 'model.layers.0.mlp.up_proj.weight' not in still
     else: assert still - {'model.embed_tokens.weight'} <= {'lm_head.weight'}
@@ -141,10 +152,10 @@ def test_the_best_checkpoint_is_what_is_left_where_that_is_wanted(world, tmp_pat
     assert_close(weights(tmp_path), weights(tmp_path/f'checkpoint-{worst}'), atol=0, rtol=0)
 
 
-def test_bfloat16(world, tmp_path):
-    plain, low = (losses(trained(world, tmp_path/str(b), bf16=b)) for b in (False, True))
+def test_bfloat16(world, plain, tmp_path):
+    plain, low = plain[1], losses(trained(world, tmp_path/'low', bf16=True))
     assert 0 < (low/plain - 1).abs().max().max() < .03 and plain.loss.to_numpy() == pytest.approx((plain.ce + plain.preference + plain.direction).to_numpy(), abs=1e-3)
-    stored = trained(world, tmp_path/'stored', dict(dtype='bfloat16', teacher_dtype='bfloat16'))
+    stored = trained(world, tmp_path/'stored', dict(dtype='bfloat16', teacher_dtype='bfloat16'), max_steps=2)
     assert {p.dtype for p in stored.model.student.parameters()} == {torch.bfloat16} and losses(stored).notna().all().all()
     assert LatentStudent.from_pretrained(tmp_path/'stored', 'bfloat16', 'cpu').settings['K'] == 4
 
@@ -179,9 +190,9 @@ def test_gradient_accumulation_does_not_scale_the_loss(world, tmp_path):
     assert max((one[k] - start[k]).abs().max() for k in start) > 1e-2
 
 
-def test_each_weight_and_option_shapes_the_training(world, tmp_path):
-    def first(**kw): return losses(trained(world, tmp_path/'_'.join(kw) if kw else tmp_path/'base', max_steps=1, **kw)).iloc[0]
-    base = first()
+def test_each_weight_and_option_shapes_the_training(world, plain, tmp_path):
+    def first(**kw): return losses(trained(world, tmp_path/'_'.join(kw), max_steps=1, **kw)).iloc[0]
+    base = plain[1].iloc[0]
     for part, kw in dict(preference=dict(temperature=4.)).items(): assert abs(first(**kw)[part]/base[part] - 1) > 1e-3
     assert abs(first(weight_clip=.2).preference/base.preference - 1) > 1e-3
     found = first(ce_weight=.5, preference_weight=2., direction_weight=0.)
@@ -198,14 +209,7 @@ def test_the_trainer_reads_prompts_in_the_students_tokens(world):
 
 # -- the command
 
-def call(main, monkeypatch, capsys, *argv):
-    "Run a command in this process: its exit status, and what it wrote."
-    monkeypatch.setattr(sys, 'argv', ['interlat', *map(str, argv)])
-    with pytest.raises(SystemExit) as stop: main()
-    return stop.value.code, *capsys.readouterr()
-
-
-def test_the_originals_flags_and_files(world, tmp_path, monkeypatch, capsys):
+def test_the_originals_flags_and_files(world, tmp_path):
     "Its names on the command line and in YAML; messages from a folder of Parquet, conversations from a JSON file."
     export_messages(MessageStore(world/'store'), tmp_path/'parquet'/'data'/'train-0.parquet')
     save_conversations(cast.games(tmp_path/'games', 12), tmp_path/'talks.json')
@@ -218,11 +222,11 @@ def test_the_originals_flags_and_files(world, tmp_path, monkeypatch, capsys):
     for a, b in zip(plain[:2], yaml[:2]): assert a == b
     for args in (plain[2], yaml[2]):
         assert (args.preference_weight, args.warmup_steps, args.max_length, args.bf16, args.num_train_epochs, str(getattr(args.eval_strategy, 'value', args.eval_strategy))) == (.5, .1, 900, False, 1, 'no')
-    status, out, _ = call(cli.main_compress, monkeypatch, capsys, *words)
+    status, out, _ = call(cli.main_compress, *words)
     assert status == 0 and f"LatentStudent(LlamaForCausalLM, 4 states of width 32, feedback 'projection')\nsaved in {tmp_path/'student'}" in out
     log = pd.read_csv(tmp_path/'student'/'log.csv')
     assert set(PARTS) <= set(log.part) and log[log.part == 'preference_weight'].value.eq(.5).all()
-    assert call(cli.main_compress, monkeypatch, capsys, tmp_path/'a.yaml')[0] == 0, 'the same recipe, and nothing left to do'
+    assert call(cli.main_compress, tmp_path/'a.yaml')[0] == 0, 'the same recipe, and nothing left to do'
 
 
 def test_defaults_are_the_papers():
@@ -235,12 +239,12 @@ def test_layers_cannot_be_run_again_under_fsdp_either():
     assert CompressionArguments('nowhere', use_cpu=True, fsdp=True, fsdp_config=dict(activation_checkpointing=False)).wants_fsdp
 
 
-def test_what_does_not_fit_is_one_line_and_nothing_is_loaded(world, tmp_path, monkeypatch, capsys):
+def test_what_does_not_fit_is_one_line_and_nothing_is_loaded(world, tmp_path, monkeypatch):
     monkeypatch.setattr('transformers.AutoModelForCausalLM.from_pretrained', lambda *args, **kw: pytest.fail('weights were loaded'))
     def line(found, without=(), **kw):
         words = flags(world, tmp_path/'out', **kw)
         for name in without: i = words.index(f'--{name}'); del words[i:i+2]
-        status, out, err = call(cli.main_compress, monkeypatch, capsys, *words)
+        status, out, err = call(cli.main_compress, *words)
         lines = [l for l in err.splitlines() if l.strip()]
         assert status == 2 and out == '' and len(lines) == 1 and lines[0].startswith('error: ') and found in lines[0], err
     line('student_model_name_or_path is missing; give a language model', ['student_model_name_or_path'])
@@ -260,7 +264,7 @@ def test_what_does_not_fit_is_one_line_and_nothing_is_loaded(world, tmp_path, mo
     line("no games in split 'valid_seen'", split='valid_seen')
     line('12 tasks do not fill one batch of 64', per_device_train_batch_size=64)
     MessageStore(tmp_path/'few', sender='random').append(next(iter(MessageStore(world/'store'))))
-    line('11 of 12 tasks have no message in the store', hidden_data_path=tmp_path/'few', per_device_train_batch_size=1)
+    line("11 of 12 tasks have no message in 'few'", hidden_data_path=tmp_path/'few', per_device_train_batch_size=1)
     wide = MessageStore(tmp_path/'wide', sender='random')
     wide.append([LatentMessage(torch.zeros(2, 48), [1, 2], m.text, m.task_id, 'random') for m in MessageStore(world/'store')])
     line('has width 48, wanted width 32', hidden_data_path=tmp_path/'wide')
@@ -269,10 +273,10 @@ def test_what_does_not_fit_is_one_line_and_nothing_is_loaded(world, tmp_path, mo
     assert not (tmp_path/'out').exists()
 
 
-def test_another_recipe_is_refused(world, tmp_path):
-    trained(world, tmp_path, max_steps=1)
-    with pytest.raises(InterlatError, match='made with K 4, now 5'): trained(world, tmp_path, dict(K=5), max_steps=1)
-    with pytest.raises(InterlatError, match='made with temperature 1.0, now 4.0'): trained(world, tmp_path, max_steps=1, temperature=4.)
+def test_another_recipe_is_refused(world, plain):
+    folder, _ = plain
+    with pytest.raises(InterlatError, match='made with K 4, now 5'): trained(world, folder, dict(K=5))
+    with pytest.raises(InterlatError, match='made with temperature 1.0, now 4.0'): trained(world, folder, temperature=4.)
 
 
 # -- its messages
@@ -289,36 +293,36 @@ def collecting(world, model, out, split='train', **kw):
     return ['alfworld', *[str(x) for k, v in {**base, **kw}.items() for x in (f'--{k}', v)]]
 
 
-def test_collecting_from_a_student_goes_on_after_a_kill(world, folder, tmp_path, monkeypatch, capsys):
-    how = dict(batch_size=1, K=80)
+def test_collecting_from_a_student_goes_on_after_a_kill(world, folder, tmp_path):
+    how = dict(batch_size=1, K=40)
     killed('collect', collecting(world, folder, tmp_path/'k', **how), lambda: len(list((tmp_path/'k').glob('shard-*'))) >= 2)
     assert 2 <= len(MessageStore(tmp_path/'k')) < 12
-    status, out, _ = call(cli.main_collect, monkeypatch, capsys, *collecting(world, folder, tmp_path/'k', **how))
-    assert status == 0 and '12 messages in 12 shards' in out and 'K=80' in out
-    assert call(cli.main_collect, monkeypatch, capsys, *collecting(world, folder, tmp_path/'whole', K=80))[0] == 0
+    status, out, _ = call(cli.main_collect, *collecting(world, folder, tmp_path/'k', **how))
+    assert status == 0 and '12 messages in 12 shards' in out and 'K=40' in out
+    assert call(cli.main_collect, *collecting(world, folder, tmp_path/'whole', K=40))[0] == 0
     whole = MessageStore(tmp_path/'whole')
-    for m in MessageStore(tmp_path/'k'): assert m.h.shape == (80, 32) and torch.allclose(m.h[:9], whole[m.task_id].h[:9], atol=1e-4)
+    for m in MessageStore(tmp_path/'k'): assert m.h.shape == (40, 32) and torch.allclose(m.h[:9], whole[m.task_id].h[:9], atol=1e-4)
 
 
 @pytest.mark.parametrize('feedback', ['norm', 'ridge'])
-def test_collecting_in_latent_steps_from_a_plain_model(world, tmp_path, monkeypatch, capsys, feedback):
-    status, out, _ = call(cli.main_collect, monkeypatch, capsys, *collecting(world, world/'untied', tmp_path/'k', K=3, feedback=feedback))
+def test_collecting_in_latent_steps_from_a_plain_model(world, tmp_path, feedback):
+    status, out, _ = call(cli.main_collect, *collecting(world, world/'untied', tmp_path/'k', K=3, feedback=feedback))
     assert status == 0 and f'K=3, untrained ({feedback})' in out
     model, tok = cast.load_lm(world/'untied', device='cpu')
     t = cast.games(tmp_path/'games', 12)[5]
     with torch.no_grad(): wanted = latent_reason(LatentStudent(model, feedback), [encode_chat(tok, t.prompt, add_generation_prompt=True).input_ids], 3)[0]
     assert_close(MessageStore(tmp_path/'k')[t.task_id].h, wanted, atol=1e-4, rtol=0)
     other = dict(norm='ridge', ridge='norm')[feedback]
-    status, _, err = call(cli.main_collect, monkeypatch, capsys, *collecting(world, world/'untied', tmp_path/'k', K=3, feedback=other))
+    status, _, err = call(cli.main_collect, *collecting(world, world/'untied', tmp_path/'k', K=3, feedback=other))
     assert status == 2 and f'untrained ({feedback})' in err and 'use another folder' in err
 
 
-def test_collecting_refuses_before_it_loads(world, folder, tmp_path, monkeypatch, capsys):
+def test_collecting_refuses_before_it_loads(world, folder, tmp_path, monkeypatch):
     monkeypatch.setattr('transformers.AutoModelForCausalLM.from_pretrained', lambda *args, **kw: pytest.fail('weights were loaded'))
     for model in (world/'sender', folder):
-        status, out, err = call(cli.main_collect, monkeypatch, capsys, *collecting(world, model, tmp_path/'k', K=0))
+        status, out, err = call(cli.main_collect, *collecting(world, model, tmp_path/'k', K=0))
         assert status == 2 and err == 'error: K must be 1 or more, found 0\n'
-    status, out, err = call(cli.main_collect, monkeypatch, capsys, *collecting(world, world/'sender', tmp_path/'k', K=3, feedback='mlp'))
+    status, out, err = call(cli.main_collect, *collecting(world, world/'sender', tmp_path/'k', K=3, feedback='mlp'))
     assert status == 2 and err == "error: unknown feedback 'mlp'; use norm, ridge\n"
     assert not (tmp_path/'k').exists()
 
@@ -336,11 +340,11 @@ def unseen(world, folder):
     collect_latents(Agent(LatentStudent.from_pretrained(folder, device='cpu'), load_tokenizer(folder)), tasks, MessageStore(world/'k=4', sender='student, K=4'), progress=False)
 
 
-def test_evaluation_with_compressed_messages(world, unseen, tmp_path, monkeypatch, capsys):
+def test_evaluation_with_compressed_messages(world, unseen, tmp_path):
     "`same` is the full messages under another name: game by game it ends as `latent` does."
     shutil.copytree(world/'k=4', tmp_path/'k4')
     argv = playing(world, tmp_path/'eval', f"K=4={tmp_path/'k4'}", f"same={world/'unseen'}")
-    status, out, _ = call(cli.main_eval, monkeypatch, capsys, *argv)
+    status, out, _ = call(cli.main_eval, *argv)
     assert status == 0 and 'K=4' in out
     summary, paired = (pd.read_csv(tmp_path/'eval'/f'{name}.csv') for name in ('summary', 'paired'))
     assert summary.condition.tolist() == ['latent', 'no_comm', 'K=4', 'same'] and summary.n.tolist() == [4]*4
@@ -352,14 +356,14 @@ def test_evaluation_with_compressed_messages(world, unseen, tmp_path, monkeypatc
     settings = json.loads((tmp_path/'eval'/'evaluate.json').read_text())
     assert settings['sender of K=4'] == 'student, K=4' and settings['sender'] == 'random'
     before = (tmp_path/'eval'/'games.csv').read_bytes()
-    assert call(cli.main_eval, monkeypatch, capsys, *argv)[0] == 0 and (tmp_path/'eval'/'games.csv').read_bytes() == before
-    status, _, err = call(cli.main_eval, monkeypatch, capsys, *playing(world, tmp_path/'eval', f"K=4={world/'unseen'}"))
+    assert call(cli.main_eval, *argv)[0] == 0 and (tmp_path/'eval'/'games.csv').read_bytes() == before
+    status, _, err = call(cli.main_eval, *playing(world, tmp_path/'eval', f"K=4={world/'unseen'}"))
     assert status == 2 and 'were made with sender of K=4 student, K=4, now random' in err
 
 
-def test_evaluation_refuses_compressed_messages(world, unseen, tmp_path, monkeypatch, capsys):
+def test_evaluation_refuses_compressed_messages(world, unseen, tmp_path):
     def line(*compressed):
-        status, out, err = call(cli.main_eval, monkeypatch, capsys, *playing(world, tmp_path/'eval', *compressed))
+        status, out, err = call(cli.main_eval, *playing(world, tmp_path/'eval', *compressed))
         lines = [l for l in err.splitlines() if l.strip() and 'Loading weights' not in l]
         assert status == 2 and len(lines) == 1 and lines[0].startswith('error: ')
         return lines[0]

@@ -71,7 +71,7 @@ def test_pure():
     counts = torch.bincount((sample_rates(22_000, gen())*10).round().long(), minlength=11)
     assert ((counts - 2000).abs() < 200).all()
     for bad in (-.1, 1.1):
-        with pytest.raises(InterlatError, match='probability'): sample_rates(3, gen(), pure=bad)
+        with pytest.raises(InterlatError, match='pure must be between 0 and 1, found'): sample_rates(3, gen(), pure=bad)
 
 def test_resampled_message_has_the_matched_length():
     other, _, other_mask = batch([3, 6, 1])

@@ -16,13 +16,19 @@ from interlat.compression.reason import LatentStudent
 
 PARTS = ('ce', 'preference', 'direction')
 
-# entropies of one conversation's tokens, without a message and with it, in steps of 1/128 nat, whose differences float32 holds exactly
+
+@pytest.fixture(scope='module', autouse=True)
+def float64():
+    with cast.exact(): yield
+
+
+# entropies of one conversation's tokens, without a message and with it, in steps of 1/128 nat
 conversation = st.lists(st.tuples(st.integers(0, 300), st.integers(0, 300)), max_size=12)
 conversations = st.lists(conversation, min_size=1, max_size=5).filter(any)
 
 
 def weights(rows, clip):
-    none, full = (torch.tensor(x)/128 for x in zip(*(pair for row in rows for pair in row)))
+    none, full = (torch.tensor(x, dtype=torch.float64)/128 for x in zip(*(pair for row in rows for pair in row)))
     return information_weights(none, full, [len(r) for r in rows], clip).split([len(r) for r in rows])
 
 
@@ -33,12 +39,12 @@ def test_weights_have_unit_mean_in_each_conversation_and_are_zero_where_nothing_
         gain = torch.tensor([max(n - f, 0) for n, f in row])
         assert (w[gain == 0] == 0).all() and (w >= 0).all()
         if not gain.any(): continue
-        assert (w[gain > 0] > 0).all() and w.mean().item() == pytest.approx(1, abs=1e-5)
+        assert (w[gain > 0] > 0).all() and w.mean().item() == pytest.approx(1, abs=1e-12)
         order = gain.argsort()
         assert (w[order].diff() >= 0).all(), 'who gains more weighs no less'
-        if clip == 1: assert_close(w, gain/gain.float().mean(), atol=1e-4, rtol=1e-4)
+        if clip == 1: assert_close(w, gain/gain.double().mean(), atol=1e-12, rtol=1e-12)
         top = np.quantile(gain[gain > 0].numpy(), clip)
-        assert_close(w/w.max(), (gain.float()/top).clamp(max=1), atol=1e-4, rtol=1e-4)
+        assert_close(w/w.max(), (gain.double()/top).clamp(max=1), atol=1e-12, rtol=1e-12)
 
 
 @settings(deadline=None)
@@ -92,13 +98,14 @@ def test_impossible_words_leave_preference_and_entropy_finite():
 @given(st.integers(0, 2**31), st.floats(.1, 10), st.integers(1, 4))
 def test_direction_is_that_of_the_mean_whatever_the_length(seed, scale, times):
     g = torch.Generator().manual_seed(seed)
-    z, h, mask = torch.randn(3, 4, 6, generator=g), torch.randn(3, 5, 6, generator=g), torch.arange(5) < torch.tensor([[5], [1], [3]])
+    z, h = (torch.randn(3, n, 6, generator=g, dtype=torch.float64) for n in (4, 5))
+    mask = torch.arange(5) < torch.tensor([[5], [1], [3]])
     found = direction_rows(z, h, mask)
     for row, n in enumerate((5, 1, 3)):
         u, v = z[row].numpy().mean(0), h[row, :n].numpy().mean(0)
-        assert found[row].item() == pytest.approx(1 - u@v/np.linalg.norm(u)/np.linalg.norm(v), abs=1e-5)
-    assert (0 <= found + 1e-6).all() and (found <= 2 + 1e-6).all()
-    assert_close(direction_rows(scale*z.flip(1), h.repeat(1, times, 1), mask.repeat(1, times)), found, atol=1e-5, rtol=0)
+        assert found[row].item() == pytest.approx(1 - u@v/np.linalg.norm(u)/np.linalg.norm(v), abs=1e-12)
+    assert (0 <= found + 1e-12).all() and (found <= 2 + 1e-12).all()
+    assert_close(direction_rows(scale*z.flip(1), h.repeat(1, times, 1), mask.repeat(1, times)), found, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
@@ -177,10 +184,10 @@ def test_values_and_gradients_are_those_of_the_reference(kind):
     assert (actor.base_model.config._attn_implementation == ATTENTION) == (kind != 'window')
     found, expected = objective(b), slow(objective, b, student.settings['K'])
     assert found['tokens'] == (b['labels'] != -100).sum()
-    assert_close({k: found[k].double() for k in PARTS}, expected, atol=1e-5, rtol=1e-5)
+    assert_close({k: found[k] for k in PARTS}, expected, atol=1e-9, rtol=1e-9)
     mine, wanted = gradient(objective, found), gradient(objective, expected)
     assert mine.keys() == wanted.keys() and all(n.startswith('student.') for n in mine)
-    for n in mine: assert_close(mine[n], wanted[n], atol=1e-5*wanted[n].abs().max().item() + 1e-7, rtol=0)
+    for n in mine: assert_close(mine[n], wanted[n], atol=1e-9*wanted[n].abs().max().item() + 1e-12, rtol=0)
     assert min(expected.values()) > .1
 
 
@@ -189,7 +196,7 @@ def test_values_and_gradients_are_those_of_the_reference(kind):
 def test_a_conversation_counts_alike_in_any_batch(shape):
     objective, b = Distillation(*pair_of(), temperature=2.), batch(*shape, seed=sum(shape[0]))
     with torch.no_grad(): whole, rows = objective(b), [objective({k: v[i:i+1] for k, v in b.items()}) for i in range(len(b['labels']))]
-    for k in (*PARTS, 'tokens'): assert_close(torch.as_tensor(whole[k]).double(), torch.as_tensor(sum(r[k] for r in rows)).double(), atol=1e-5, rtol=1e-6)
+    for k in (*PARTS, 'tokens'): assert_close(torch.as_tensor(whole[k]).double(), torch.as_tensor(sum(r[k] for r in rows)).double(), atol=1e-9, rtol=1e-9)
 
 
 def test_slices_change_nothing(monkeypatch):
@@ -237,7 +244,7 @@ def test_what_is_measured_is_the_actors_own_loss():
         row, n = {k: b[k][i:i+1] for k in chat}, int(b['message_mask'][i].sum())
         for name, h in dict(student=z[i:i+1], full=b['h'][i:i+1, :n], none=None).items():
             told = {} if h is None else dict(message_embeds=objective.actor.embed_message(h))
-            assert_close(found[name][i], objective.actor(**row, **told).loss, atol=1e-5, rtol=0)
+            assert_close(found[name][i], objective.actor(**row, **told).loss, atol=1e-9, rtol=0)
 
 
 def test_one_language_model_cannot_be_student_and_actor():

@@ -1,6 +1,6 @@
 "The whole objective against a slow reference: one row, one reading, one token at a time."
 import pytest, torch
-from cast import pair
+from cast import exact, pair
 from hypothesis import given, settings, strategies as st
 from torch.nn import functional as F
 from torch.testing import assert_close
@@ -14,6 +14,11 @@ from interlat.training.objective import NEGATIVES, Objective, choose_negatives
 from interlat.training.packing import ATTENTION
 
 PARTS = ('task', 'separation', 'alignment')
+
+
+@pytest.fixture(scope='module', autouse=True)
+def float64():
+    with exact(): yield
 
 
 def actor(family='qwen2', width=16, vocab=40, input_size=None, marks=(1, 2), **kw):
@@ -82,8 +87,8 @@ def test_values_and_gradients_are_those_of_the_reference(family, direction):
     objective = Objective(a, kl_direction=direction)
     assert (a.base_model.config._attn_implementation == ATTENTION) == (family != 'mistral')
     found = objective(b, rates)
-    assert_close({k: found[k] for k in PARTS}, expected, atol=1e-5, rtol=0)
-    assert_close(gradient(a, found), slopes, atol=1e-5, rtol=1e-5)
+    assert_close({k: found[k] for k in PARTS}, expected, atol=1e-9, rtol=0)
+    assert_close(gradient(a, found), slopes, atol=1e-9, rtol=1e-9)
 
 
 @settings(max_examples=25, deadline=None)
@@ -93,7 +98,7 @@ def test_random_batches_of_uneven_lengths(shape, marked):
     a, b, rates = actor(marks=(1, 2) if marked else (None, None)), batch(lengths, sizes, plans, seed=sum(lengths)), torch.tensor(tenths)/10
     expected = slow(a, b, [t/10 for t in tenths])
     found = Objective(a)(b, rates)
-    assert_close({k: found[k] for k in PARTS}, expected, atol=1e-5, rtol=0)
+    assert_close({k: found[k] for k in PARTS}, expected, atol=1e-9, rtol=0)
 
 
 @pytest.mark.parametrize('part', PARTS)
@@ -112,7 +117,7 @@ def test_a_wrong_message_from_another_process_is_one_behind_the_batch(longest):
     own = int(first['message_mask'].sum(1).max())
     away = first | dict(h=b['h'], message_mask=b['message_mask'], mix_ids=first['mix_ids'][:, :own], negative=torch.tensor([2, 0]))
     here = slow(a, b | dict(negative=torch.tensor([2, 0, 0])), rates[:2].tolist())
-    assert_close({k: objective(away, rates[:2])[k] for k in PARTS}, here, atol=1e-5, rtol=0)
+    assert_close({k: objective(away, rates[:2])[k] for k in PARTS}, here, atol=1e-9, rtol=0)
 
 
 def test_no_gradient_through_the_wrong_message_where_none_is_wanted():
@@ -146,6 +151,8 @@ from test_objective import *
 import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 dist.init_process_group('gloo')
+still = exact()
+still.__enter__()
 rank, (b, rates) = dist.get_rank(), halves()
 objective = Objective(actor(tie_word_embeddings=True))
 assert objective.actor.base_model.config._attn_implementation == ATTENTION

@@ -1,4 +1,4 @@
-import json
+import copy, json
 
 import pytest, torch
 
@@ -11,14 +11,14 @@ from interlat.core.basics import InterlatError
 PROMPT = [dict(role='user', content='go to the shelf and look')]
 
 
-@pytest.fixture
+@pytest.fixture(scope='module')
 def parts():
     tok = cast.train_tokenizer('qwen2', [t['content'] for t in PROMPT], vocab_size=300)
     return cast.lm(tok), tok
 
 
 def test_no_weights_are_loaded_for_a_model_without_a_chat_template(parts, tmp_path):
-    lm, tok = parts
+    lm, tok = copy.deepcopy(parts)
     tok.chat_template = None
     lm.save_pretrained(tmp_path)
     tok.save_pretrained(tmp_path)
@@ -44,14 +44,14 @@ def test_training_goes_on_from_a_checkpoint_of_the_original_code(parts, tmp_path
     with pytest.raises(InterlatError, match='has input_size 32, wanted 48; leave it out'): new_actor(tmp_path, 48, device='cpu')
 
 
-def test_a_recipe_may_start_from_an_actor_and_use_lora(parts, tmp_path):
-    lm, tok = parts
+def test_a_recipe_may_start_from_an_actor_and_use_lora(tmp_path):
     games = cast.games(tmp_path/'games', n=2)
-    how = dict(channel='none', max_steps=3, per_device_train_batch_size=2, disable_tqdm=True, learning_rate=.01)
+    how = dict(channel='none', max_steps=2, per_device_train_batch_size=2, disable_tqdm=True, learning_rate=.01)
     setup = dict(device='cpu', lora=dict(r=2))
     first, _ = trained_actor(tmp_path/'first', 'tiny-qwen2', games, None, setup, **how)
     second, _ = trained_actor(tmp_path/'second', tmp_path/'first', games, None, setup, **how)
     weights, start = first.model.state_dict(), new_actor('tiny-qwen2', device='cpu').model.state_dict()
     assert second.model.state_dict().keys() == weights.keys() and 'lora' not in ' '.join(weights)
+    with pytest.raises(InterlatError, match="unknown projector 'pca'; use ridge"): new_actor('tiny-qwen2', device='cpu', projector='pca')
     moved = {k for k,v in weights.items() if not torch.equal(v, start[k])}
     assert moved and all(k.endswith('proj.weight') and '.layers.' in k for k in moved) # no message, so the adapter stayed

@@ -28,9 +28,17 @@ def scene(tmp_path_factory):
     return games, tok, cast.actor(base, tok), store
 
 
+@pytest.fixture
+def exact(scene):
+    "The same in float64."
+    games, tok, actor, store = scene
+    with cast.exact(): yield games, tok, copy.deepcopy(actor).double(), store
+
+
 def collated(data, tok, n):
+    "The first `n` rows, in float64."
     batch = ActorCollator(tok.pad_token_id)([data[i] for i in range(n)])
-    return batch | dict(negative=choose_negatives(batch['origin'], batch['kind']))
+    return batch | dict(h=batch['h'].double(), negative=choose_negatives(batch['origin'], batch['kind']))
 
 
 @torch.no_grad()
@@ -48,28 +56,27 @@ def more_padding(batch, tok):
 
 
 @pytest.mark.parametrize('rate', [0., 0.5, 1.])
-def test_padding_changes_no_part_of_the_loss(scene, rate):
-    games, tok, actor, store = scene
+def test_padding_changes_no_part_of_the_loss(exact, rate):
+    games, tok, actor, store = exact
     data = ActorDataset(games, tok, store)
     batch = collated(data, tok, 4)
     rates = torch.full((4,), rate)
-    assert_close(parts(actor, batch, rates), parts(actor, more_padding(batch, tok), rates), atol=1e-5, rtol=1e-4)
+    assert_close(parts(actor, batch, rates), parts(actor, more_padding(batch, tok), rates), atol=1e-9, rtol=1e-9)
 
 
-def test_batch_size_changes_no_row(scene):
+def test_batch_size_changes_no_row(exact):
     "The loss of a batch is the mean over its tokens, each as if its row were alone."
-    games, tok, actor, store = scene
-    data, collate = ActorDataset(games, tok, store), ActorCollator(tok.pad_token_id)
-    batch = collate([data[i] for i in range(8)])
+    games, tok, actor, store = exact
+    batch = collated(ActorDataset(games, tok, store), tok, 8)
     keys = ('input_ids', 'attention_mask', 'labels', 'insert_at')
     with torch.no_grad():
         def read(rows):
             b = {k: v[rows] for k, v in batch.items()}
             return actor(**{k: b[k] for k in keys}, message_embeds=actor.embed_message(b['h'], b['message_mask']), message_mask=b['message_mask'])
         whole, rows = read(slice(0, 8)), [read(slice(i, i+1)) for i in range(8)]
-    assert_close(whole.logits, torch.cat([r.logits for r in rows]), atol=1e-4, rtol=1e-4)
+    assert_close(whole.logits, torch.cat([r.logits for r in rows]), atol=1e-9, rtol=1e-9)
     n = torch.tensor([len(r.targets) for r in rows])
-    assert_close(whole.loss, (torch.stack([r.loss for r in rows])*n).sum()/n.sum(), atol=1e-5, rtol=1e-5)
+    assert_close(whole.loss, (torch.stack([r.loss for r in rows])*n).sum()/n.sum(), atol=1e-9, rtol=1e-9)
 
 
 def test_negatives_are_other_tasks():
@@ -97,12 +104,13 @@ def test_gradient_accumulation_does_not_scale_the_loss(scene, tmp_path):
     "Two batches of four accumulated have the gradient of their mean; Trainer would make it twice that, if it were not told."
     games, tok, actor, _ = scene
     def gradient(**kw):
-        a = copy.deepcopy(actor)
+        a = copy.deepcopy(actor).double()
         trainer = ActorTrainer(model=Objective(a, 'none'), args=settings(tmp_path, channel='none', max_steps=1, max_grad_norm=1e9, optim='sgd', learning_rate=1., **kw),
                                data_collator=ActorCollator(tok.pad_token_id), train_dataset=ActorDataset(games[:1]*8, tok))
         trainer.train()
         return [before - after for before, after in zip(actor.base_model.parameters(), a.base_model.parameters())]
-    assert_close(gradient(), gradient(gradient_accumulation_steps=2), atol=1e-5, rtol=1e-3)
+    one, two = gradient(), gradient(gradient_accumulation_steps=2)
+    for found, wanted in zip(two, one): assert_close(found, wanted, atol=1e-6*wanted.abs().max().item(), rtol=0)
 
 
 def test_same_seed_same_weights(scene, tmp_path):
@@ -131,16 +139,24 @@ def test_held_out_tasks_are_measured_and_nothing_else_is_lost(scene, tmp_path):
     assert steps['content_gain'] == steps['presence_gain'] == [0, 1, 2] and steps['task'] == steps['separation'] == [1, 2] and steps['eval_loss'] == [1, 2]
 
 
-@pytest.mark.parametrize('channel', ['text', 'none'])
-def test_held_out_loss_of_the_other_channels(scene, tmp_path, channel):
+@pytest.fixture(scope='module')
+def other_channels(scene, tmp_path_factory):
+    "The logs of a step on the plans' words, and of one without messages; a quarter of the tasks is held out."
     games, tok, actor, store = scene
-    log = train_actor(Agent(copy.deepcopy(actor), tok), games, store if channel == 'text' else None, settings(tmp_path, channel=channel, validation_split=.25, probe_steps=1, max_steps=1))
+    def log(channel, store):
+        args = settings(tmp_path_factory.mktemp(channel), channel=channel, validation_split=.25, probe_steps=1, max_steps=1)
+        return train_actor(Agent(copy.deepcopy(actor), tok), games, store, args)
+    return dict(text=log('text', store), none=log('none', None))
+
+
+@pytest.mark.parametrize('channel', ['text', 'none'])
+def test_held_out_loss_of_the_other_channels(other_channels, channel):
+    log = other_channels[channel]
     assert ('content_gain' in set(log.part)) == (channel == 'text') and 'eval_loss' in set(log.part)
 
 
-def test_text_channel_trains_on_the_plans_tokens(scene, tmp_path):
-    games, tok, actor, store = scene
-    log = train_actor(Agent(copy.deepcopy(actor), tok), games, store, settings(tmp_path, channel='text', max_steps=1))
+def test_text_channel_trains_on_the_plans_tokens(other_channels):
+    log = other_channels['text']
     assert 'loss' in set(log.part) and 'separation' not in set(log.part)
 
 
@@ -154,19 +170,19 @@ def test_an_interrupted_training_ends_with_the_same_weights(scene, tmp_path):
     games, tok, actor, store = scene
     def trained(folder, resume=None, **kw):
         a = copy.deepcopy(actor)
-        train_actor(Agent(a, tok), games, store, settings(folder, max_steps=4, save_strategy='steps', save_steps=2, lr_scheduler_type='linear', **kw), resume_from_checkpoint=resume)
+        train_actor(Agent(a, tok), games, store, settings(folder, max_steps=2, save_strategy='steps', save_steps=1, lr_scheduler_type='linear', **kw), resume_from_checkpoint=resume)
         return torch.cat([p.detach().flatten() for p in a.parameters()])
     whole = trained(tmp_path/'run')
-    shutil.rmtree(tmp_path/'run'/'checkpoint-4')
+    shutil.rmtree(tmp_path/'run'/'checkpoint-2')
     assert_close(trained(tmp_path/'run', resume=True), whole, atol=1e-6, rtol=0)
 
 
 def test_the_best_checkpoint_is_what_is_left_where_that_is_wanted(scene, tmp_path):
     games, tok, actor, store = scene
     a = copy.deepcopy(actor)
-    train_actor(Agent(a, tok), games, store, settings(tmp_path, max_steps=3, validation_split=.25, probe_steps=0, eval_strategy='steps', eval_steps=1, save_strategy='steps', save_steps=1,
+    train_actor(Agent(a, tok), games, store, settings(tmp_path, max_steps=2, validation_split=.25, probe_steps=0, eval_strategy='steps', eval_steps=1, save_strategy='steps', save_steps=1,
                                                load_best_model_at_end=True, metric_for_best_model='loss', greater_is_better=True, save_total_limit=None))
-    first, last = (type(actor).from_pretrained(tmp_path/f'checkpoint-{n}', device='cpu').state_dict() for n in (1, 3))
+    first, last = (type(actor).from_pretrained(tmp_path/f'checkpoint-{n}', device='cpu').state_dict() for n in (1, 2))
     assert not torch.equal(first['processor.pre_ln.weight'], last['processor.pre_ln.weight'])
     assert_close(a.state_dict(), first, atol=0, rtol=0)
 
@@ -201,40 +217,40 @@ def slow_rows(actor, batch, i, block):
 
 @torch.no_grad()
 @pytest.mark.parametrize('rate', [0., 0.4])
-def test_auxiliary_losses_use_the_causal_shift_and_one_mixture(scene, rate):
+def test_auxiliary_losses_use_the_causal_shift_and_one_mixture(exact, rate):
     "Faults 2 and 3 of the published code: rows off by one, and passes that differ in more than the states."
-    games, tok, actor, store = scene
+    games, tok, actor, store = exact
     batch = collated(ActorDataset(games[:3], tok, store), tok, 3)
     right, wrong, plan = [], [], []
     for i in range(3):
         own, other = (store[games[j].task_id] for j in (i, int(batch['negative'][i])))
         n, words = len(own), actor.plan_embeds(torch.tensor(own.token_ids))
         k = int(rate*n + 1e-6)
-        right_h, other_h = (actor.embed_message(m.h[None])[0] for m in (own, other))
+        right_h, other_h = (actor.embed_message(m.h[None].double())[0] for m in (own, other))
         for rows, h in ((right, right_h), (wrong, other_h[[j % len(other) for j in range(n)]])):
             rows.append(slow_rows(actor, batch, i, torch.cat([words[:k], h[k:]])))
         plan.append(slow_rows(actor, batch, i, words))
     right, wrong, plan = (torch.cat(x) for x in (right, wrong, plan))
     targets = torch.cat([l[l != -100] for l in batch['labels']])
-    p, q, r = (x.double().softmax(-1) for x in (right, wrong, plan))
+    p, q, r = (x.softmax(-1) for x in (right, wrong, plan))
     def kl(a, b): return (a*(a.log() - b.log())).sum(-1)
     js = (kl(p, (p+q)/2) + kl(q, (p+q)/2))/2
     apart = 1 - torch.cosine_similarity(right - right.mean(-1, keepdim=True), plan - plan.mean(-1, keepdim=True))
     found = parts(actor, batch, torch.full((3,), rate))
-    assert_close(found['task'], torch.nn.functional.cross_entropy(right, targets), atol=1e-4, rtol=1e-4)
-    assert_close(found['separation'].double(), -js.mean(), atol=1e-5, rtol=1e-3)
-    assert_close(found['alignment'].double(), (0.7*kl(p, r) + 0.3*apart).mean(), atol=1e-4, rtol=1e-3)
+    assert_close(found['task'], torch.nn.functional.cross_entropy(right, targets), atol=1e-9, rtol=1e-9)
+    assert_close(found['separation'], -js.mean(), atol=1e-9, rtol=1e-9)
+    assert_close(found['alignment'], (0.7*kl(p, r) + 0.3*apart).mean(), atol=1e-9, rtol=1e-9)
     assert js.mean() > 1e-3
 
 
 def test_weights_follow_the_schedule_and_settings_stay(scene, tmp_path):
     "Fault 6: the published code writes over its loss weights at every step."
     games, tok, actor, store = scene
-    args = settings(tmp_path, max_steps=4, separation_weight_start=.1, separation_weight=.5)
+    args = settings(tmp_path, max_steps=3, separation_weight_start=.1, separation_weight=.5)
     before = args.to_dict()
     log = train_actor(Agent(copy.deepcopy(actor), tok), games, store, args).pivot(index='step', columns='part', values='value')
     for step, row in log.iterrows():
-        share = (step - 1)/4
+        share = (step - 1)/3
         total = row['task'] + (.1 + .4*share)*row['separation'] + (.1 + .1*share)*row['alignment']
         assert abs(row['loss'] - total) < 1e-3
     assert args.to_dict() == before

@@ -61,13 +61,15 @@ def actor_loss(
 )->float: # nats a token
     "Mean cross-entropy of experts' words under their messages. Raises `InterlatError` as `ActorDataset` does."
     model, tokenizer = actor
-    objective, data = Objective(model.eval(), 'none' if store is None else 'latent'), ActorDataset(tasks, tokenizer, store)
+    channel, reading = ('none', 'none') if store is None else ('latent', 'right')
+    objective, data = Objective(model.eval(), channel), ActorDataset(tasks, tokenizer, store)
     collate = ActorCollator(tokenizer.pad_token_id)
     total = tokens = 0
-    for rows in (range(i, min(i+batch_size, len(data))) for i in range(0, len(data), batch_size)):
-        batch = {k: v.to(model.base_model.device) for k,v in collate([data[i] for i in rows]).items()}
+    for i in range(0, len(data), batch_size):
+        rows = [data[j] for j in range(i, min(i+batch_size, len(data)))]
+        batch = {k: v.to(model.base_model.device) for k,v in collate(rows).items()}
         said = (batch['labels'] != -100).sum(1)
-        total += (objective(batch)['none' if store is None else 'right']*said).sum().item()
+        total += (objective(batch)[reading]*said).sum().item()
         tokens += said.sum().item()
     return total/tokens
 
@@ -77,12 +79,13 @@ def seconds_each(
     tasks:list[Task], # at least two; the first is for warming up
 )->float: # median seconds
     "How long a call takes."
+    def now():
+        if torch.cuda.is_available(): torch.cuda.synchronize()
+        return time.perf_counter()
     def timed(task):
-        if torch.cuda.is_available(): torch.cuda.synchronize()
-        start = time.perf_counter()
+        start = now()
         make(task)
-        if torch.cuda.is_available(): torch.cuda.synchronize()
-        return time.perf_counter() - start
+        return now() - start
     return pd.Series([timed(t) for t in tasks][1:]).median()
 
 @torch.no_grad()
@@ -94,5 +97,5 @@ def read_message(
     "What an actor does once with a message before it acts."
     model, tokenizer = actor
     chat, device = encode_chat(tokenizer, task.turns[:1], add_generation_prompt=True), model.base_model.device
-    ids, insert_at = torch.tensor([chat.input_ids], device=device), torch.tensor([chat.insert_at], device=device)
+    ids, insert_at = (torch.tensor([x], device=device) for x in (chat.input_ids, chat.insert_at))
     return model(ids, torch.ones_like(ids), None, insert_at, model.embed_message(h[None].to(device))).logits[0]

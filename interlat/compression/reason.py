@@ -42,14 +42,29 @@ def realignment(
     ridge:float=.01, # strength of the penalty, in units of the output embeddings' mean square
 )->Tensor: # (D, D) in the model's number type; multiply from the right
     "Ridge regression of input on output embeddings. Warns where they are tied, for then it is an identity."
+    if _tied(lm):
+        name = lm.name_or_path or type(lm).__name__
+        warnings.warn(f"input and output embeddings of {name} are tied: realigned states are as good as unchanged", stacklevel=2)
     w_in, w_out = embedding_table(lm).double(), lm.get_output_embeddings().weight.detach().double()
-    if lm.get_output_embeddings().weight is lm.get_input_embeddings().weight:
-        warnings.warn(f"input and output embeddings of {lm.name_or_path or type(lm).__name__} are tied: realigned states are as good as unchanged", stacklevel=2)
     gram = w_out.T @ w_out
-    return torch.linalg.solve(gram + ridge*gram.diagonal().mean()*torch.eye(len(gram)).to(gram), w_out.T @ w_in[:len(w_out)]).to(lm.dtype)
+    penalty = ridge*gram.diagonal().mean()*torch.eye(len(gram)).to(gram)
+    return torch.linalg.solve(gram + penalty, w_out.T @ w_in[:len(w_out)]).to(lm.dtype)
+
+def _tied(lm): return lm.get_output_embeddings().weight is lm.get_input_embeddings().weight
 
 # %% ../../nbs/07_compression/01_reason.ipynb #a16e000d
-FEEDBACKS = ('projection', 'norm', 'ridge') # how a state goes back in: trained; with the size of an embedding; turned by `realignment`, and with that size
+FEEDBACKS = ( # how a state goes back in
+    'projection', # through a trained layer
+    'norm', # with the size of an embedding
+    'ridge') # turned by `realignment`, and with that size
+
+@torch.no_grad()
+def _projection(D, size):
+    "A layer that gives states of width `D` the size of an embedding, and turns them in no way."
+    norm, linear = nn.LayerNorm(D), nn.Linear(D, D)
+    linear.weight.copy_(torch.eye(D)*size.item()/math.sqrt(D))
+    linear.bias.zero_()
+    return nn.Sequential(norm, linear)
 
 class LatentStudent(nn.Module):
     "A language model that reasons in latent space (Du et al. 2025, §4). Raises `InterlatError` for an unknown feedback."
@@ -60,19 +75,16 @@ class LatentStudent(nn.Module):
         K:int=8, # states of a message, where nobody says otherwise
     ):
         super().__init__()
-        if feedback not in FEEDBACKS: raise InterlatError(f"unknown feedback {feedback!r}; use {', '.join(FEEDBACKS)}")
-        if K < 1: raise InterlatError(f"K must be 1 or more, found {K}")
+        check_choice(FEEDBACKS, feedback=feedback)
+        check_range(1, K=K)
         D, like = lm.config.hidden_size, dict(dtype=lm.dtype, device=lm.device)
         self.lm, self.config, self.settings = lm, lm.config, dict(feedback=feedback, output_size=output_size or D, K=K)
-        self.register_buffer('norm', embedding_table(lm).float().norm(dim=1).mean(), persistent=feedback != 'projection') # kept, as training may change the embeddings
-        if feedback == 'projection':
-            self.projection = nn.Sequential(nn.LayerNorm(D), nn.Linear(D, D)).to(**like)
-            with torch.no_grad():
-                self.projection[1].weight.copy_(torch.eye(D)*self.norm.item()/math.sqrt(D))
-                self.projection[1].bias.zero_()
+        size = embedding_table(lm).float().norm(dim=1).mean()
+        self.register_buffer('norm', size, persistent=feedback != 'projection') # kept, as training may change the embeddings
+        if feedback == 'projection': self.projection = _projection(D, size).to(**like)
         if feedback == 'ridge': self.register_buffer('realignment', realignment(lm))
         self.output_proj = nn.Linear(D, output_size).to(**like) if output_size not in (None, D) else None
-        if (head := lm.get_output_embeddings()).weight is not lm.get_input_embeddings().weight: head.requires_grad_(False) # no step uses it
+        if not _tied(lm): lm.get_output_embeddings().requires_grad_(False) # no step uses it
         self.train(lm.training)
 
     def feed(self,
@@ -92,7 +104,7 @@ class LatentStudent(nn.Module):
 
     def save_pretrained(self,
         folder:str|Path, # made if it is not there
-        state_dict:dict|None=None, # all of this module's tensors by name, gathered from the processes that share them; None: the live ones
+        state_dict:dict|None=None, # this module's tensors by name, gathered from the processes that share them; None: the live ones
     )->Path: # `folder`
         "Write the language model as Hugging Face does, LoRA added in, and beside it the other layers and the settings."
         folder, state = Path(folder), self.state_dict() if state_dict is None else state_dict
@@ -112,9 +124,11 @@ class LatentStudent(nn.Module):
         file, device = check_file(folder/'student.json', "student's settings", 'this folder holds no student'), resolve_device(device)
         try:
             settings, state = json.loads(file.read_text()), load_file(check_file(folder/'student.safetensors', "student's projection"))
-            student = cls(AutoModelForCausalLM.from_pretrained(folder, dtype=resolve_dtype(dtype, device)).to(device), **settings)
-            student.load_state_dict(state | {f'lm.{k}': v for k,v in student.lm.state_dict().items()})
-        except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as e: raise InterlatError(f"cannot load the student in {folder}: {' '.join(str(e).split())}") from e
+            lm = AutoModelForCausalLM.from_pretrained(folder, dtype=resolve_dtype(dtype, device)).to(device)
+            student = cls(lm, **settings)
+            student.load_state_dict(state | {f'lm.{k}': v for k,v in lm.state_dict().items()})
+        except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as e:
+            raise InterlatError(f"cannot load the student in {folder}: {one_line(e)}") from e
         return student.eval()
 
     def __repr__(self):
@@ -123,7 +137,7 @@ class LatentStudent(nn.Module):
 
 # %% ../../nbs/07_compression/01_reason.ipynb #a16e0011
 def left_padded(
-    prompts, # lists of token ids; or a mapping of `input_ids` (B, T) and `attention_mask` (B, T), as tokenizers return it
+    prompts, # lists of token ids; or a mapping of `input_ids` and `attention_mask` (B, T), as tokenizers return it
     device='cpu', # where the tensors shall live
 )->tuple[Tensor,Tensor]: # (B, T) ids and their mask (B, T), 1 on real tokens; T is the longest prompt's length
     "Prompts as one batch that ends in the last tokens. Raises `InterlatError` if one of them is empty, or there are none."
@@ -132,7 +146,8 @@ def left_padded(
         mask = torch.as_tensor(prompts.get('attention_mask', torch.ones_like(ids)), device=device).long()
     elif len(prompts): ids, mask = pad_left(prompts, 0, device)
     else: raise InterlatError('no prompts to reason about: the list is empty')
-    if not (lengths := mask.sum(1)).all(): raise InterlatError(f"prompt {lengths.tolist().index(0)} has no tokens; there is nothing to reason about")
+    lengths = mask.sum(1)
+    if not lengths.all(): raise InterlatError(f"prompt {lengths.tolist().index(0)} has no tokens; there is nothing to reason about")
     order = mask.argsort(dim=1, stable=True)[:,mask.shape[1]-int(lengths.max()):]
     return ids.gather(1, order), mask.gather(1, order)
 
@@ -142,20 +157,28 @@ def latent_reason(
     prompts, # B of them, as `left_padded` takes them
     K:int|None=None, # states of a message; None: the student's own
 )->Tensor: # (B, K, output_size) in the model's number type
-    "The states of K latent steps after each prompt (Du et al. 2025, §4). Raises `InterlatError` for K below 1, an empty prompt, or a model that keeps no keys."
+    """The states of K latent steps after each prompt (Du et al. 2025, §4).
+    Raises `InterlatError` for K below 1, an empty prompt, or a model that keeps no keys."""
     lm, K = student.lm, student.settings['K'] if K is None else K
-    if K < 1: raise InterlatError(f"K must be 1 or more, found {K}")
+    check_range(1, K=K)
     ids, mask = left_padded(prompts, lm.device)
     at, cache, states = (mask.cumsum(1) - 1).clamp(min=0), DynamicCache(config=lm.config), []
-    z = lm.base_model(input_ids=ids, attention_mask=mask, position_ids=at, past_key_values=cache, use_cache=True)[0][:,-1]
-    if not any(getattr(l, 'keys', None) is not None for l in cache.layers):
-        raise InterlatError(f"{type(lm).__name__} kept no keys of the prompt for later steps to attend to; use a model with attention, and no gradient checkpointing")
+    def last_state(places, **inputs):
+        return lm.base_model(**inputs, attention_mask=mask, position_ids=places, past_key_values=cache, use_cache=True)[0][:,-1]
+    z = last_state(at, input_ids=ids)
+    _check_keys(lm, cache)
     for k in range(1, K+1):
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-        z = lm.base_model(inputs_embeds=student.feed(z)[:,None], attention_mask=mask, position_ids=at[:,-1:] + k, past_key_values=cache, use_cache=True)[0][:,0]
+        z = last_state(at[:,-1:] + k, inputs_embeds=student.feed(z)[:,None])
         states.append(z)
     z = torch.stack(states, 1)
     return z if student.output_proj is None else student.output_proj(z)
+
+def _check_keys(lm, cache):
+    "Raise `InterlatError` if later steps have no keys of the prompt to attend to."
+    if not any(getattr(layer, 'keys', None) is not None for layer in cache.layers):
+        raise InterlatError(f"{type(lm).__name__} kept no keys of the prompt for later steps to attend to; "
+                            "use a model with attention, and no gradient checkpointing")
 
 # %% ../../nbs/07_compression/01_reason.ipynb #a16f0002
 CALIBRATED = 512 # most messages that `calibrate` reads
@@ -167,20 +190,31 @@ def calibrate(
     store:MessageStore, # the sender's messages, with the words that it wrote
     batch_size:int=32, # messages read at a time
 )->dict[str,float]: # R² of `projection`, and of `output_proj` where there is one
-    "Fit the student's linear layers to what a sender wrote. Raises `InterlatError` for a student without a projection, or if no task has a message with words."
-    model, tokenizer = student
-    if (feedback := model.settings['feedback']) != 'projection': raise InterlatError(f"feedback {feedback!r} has nothing to fit; use a student with 'projection'")
-    known = [store[t.task_id] for t in tasks[:CALIBRATED] if t.task_id in store]
-    prompts = {t.task_id: encode_chat(tokenizer, t.prompt, add_generation_prompt=True).input_ids for t in tasks[:CALIBRATED]}
-    rows = [(m, prompts[m.task_id], plan_token_ids(tokenizer, m.token_ids, m.text)) for m in known if len(m) and m.text]
-    if not rows: raise InterlatError(f"none of the first {len(prompts)} tasks has a message with words in {store.path}; collect them first")
+    """Fit the student's linear layers to what a sender wrote.
+    Raises `InterlatError` for a student without a projection, or if no task has a message with words."""
+    model, feedback = student.model, student.model.settings['feedback']
+    if feedback != 'projection': raise InterlatError(f"feedback {feedback!r} has nothing to fit; use a student with 'projection'")
+    messages, prompts, plans = _written(student.tokenizer, tasks[:CALIBRATED], store)
     embed, inward, outward = model.lm.get_input_embeddings(), [], []
-    for some in (rows[i:i+batch_size] for i in range(0, len(rows), batch_size)):
-        for (m, _, plan), h in zip(some, read_states(model.lm, *zip(*((p, y) for _,p,y in some)))):
+    for i in range(0, len(messages), batch_size):
+        some = slice(i, i+batch_size)
+        for m, plan, h in zip(messages[some], plans[some], read_states(model.lm, prompts[some], plans[some])):
             inward.append((model.projection[0](h.to(model.lm.device)), embed(torch.tensor(plan, device=model.lm.device))))
             outward.append((h, m.h[[l*len(m)//len(h) for l in range(len(h))]]))
     fit = dict(projection=fit_linear(model.projection[1], inward))
     return fit if model.output_proj is None else fit | dict(output_proj=fit_linear(model.output_proj, outward))
+
+def _written(tokenizer, tasks, store):
+    "The messages with words, and for each the prompt that it answers and its plan in ids. Raises `InterlatError` if there are none."
+    messages, prompts = [], []
+    for t in tasks:
+        m = store[t.task_id] if t.task_id in store else None
+        if not (m and m.text): continue
+        messages.append(m)
+        prompts.append(encode_chat(tokenizer, t.prompt, add_generation_prompt=True).input_ids)
+    if not messages:
+        raise InterlatError(f"none of the first {len(tasks)} tasks has a message with words in {store.path}; collect them first")
+    return messages, prompts, [plan_token_ids(tokenizer, m.token_ids, m.text) for m in messages]
 
 # %% ../../nbs/07_compression/01_reason.ipynb #a16e001f
 def collect_latents(
@@ -191,13 +225,15 @@ def collect_latents(
     batch_size:int=32, # B, prompts at a time
     progress:bool=True, # show a progress bar, of the first process's share
 )->MessageStore: # `store`, with the messages of all processes
-    "A message of K states for each task that has none yet (Du et al. 2025, §4). Raises `InterlatError` for K below 1, or a store of another width or K."
+    """A message of K states for each task that has none yet (Du et al. 2025, §4).
+    Raises `InterlatError` for K below 1, or a store of another width or K."""
     model, tokenizer = student
     model.eval()
     K = model.settings['K'] if K is None else K
-    if K < 1: raise InterlatError(f"K must be 1 or more, found {K}")
+    check_range(1, K=K)
     store.check(width=model.settings['output_size'], layer=-1)
-    if store.task_ids() and (n := len(store[store.task_ids()[0]])) != K: raise InterlatError(f"message store {store.path} has messages of {n} states, wanted {K}; use another folder")
+    found = len(next(iter(store))) if len(store) else K
+    if found != K: raise InterlatError(f"message store {store.path} has messages of {found} states, wanted {K}; use another folder")
     @torch.no_grad()
     def write(batch):
         prompts = [encode_chat(tokenizer, t.prompt, add_generation_prompt=True).input_ids for t in batch]

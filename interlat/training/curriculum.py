@@ -21,7 +21,7 @@ def sample_rates(
     pure:float=0., # probability of pure latents, on top of the 1 in 11 of `RATES`
 )->Tensor: # (n,) float64, each in `RATES`
     "Draw a replacement rate for each of `n` messages (Du et al. 2025, §3); `pure` outside [0, 1] raises `InterlatError`."
-    if not 0 <= pure <= 1: raise InterlatError(f"pure is a probability in [0, 1], found {pure}")
+    check_range(0, 1, pure=pure)
     rates = torch.tensor(RATES, dtype=torch.float64)[torch.randint(len(RATES), (n,), generator=generator)]
     return torch.where(torch.rand(n, generator=generator) < pure, 0., rates)
 
@@ -33,6 +33,13 @@ def words_in(
     "How many positions of each message hold words."
     return (rates.to(mask.device, torch.float32)*mask.sum(1) + 1e-3).floor().long()  # 1e-3: 0.7·10 may be 6.9999999 in floating point
 
+def _check_shapes(latents, plan_embeds, mask, rates):
+    "Raise `InterlatError` unless these shapes go together."
+    if latents != plan_embeds:
+        raise InterlatError(f"latents {latents} and plan embeddings {plan_embeds} must line up position by position")
+    if mask != latents[:2] or rates != mask[:1]:
+        raise InterlatError(f"latents {latents} want a mask {latents[:2]} and one rate a row, found {mask} and {rates}")
+
 def mix(
     latents:Tensor, # (B, L, E) message embeddings, after the adapter
     plan_embeds:Tensor, # (B, L, E) embeddings of the plan's tokens, position by position
@@ -40,10 +47,7 @@ def mix(
     rates:Tensor, # (B,) in [0, 1]: the part of each message to replace
 )->Tensor: # (B, L, E)
     "Plan embeddings in the first `⌊r·L_i⌋` real positions of row i, latents in the others (Du et al. 2025, §3)."
-    if latents.shape != plan_embeds.shape: raise InterlatError(
-        f"latents {tuple(latents.shape)} and plan embeddings {tuple(plan_embeds.shape)} must line up position by position")
-    if rates.shape != mask.shape[:1] or mask.shape != latents.shape[:2]: raise InterlatError(
-        f"latents {tuple(latents.shape)} want a mask {tuple(latents.shape[:2])} and one rate a row, found {tuple(mask.shape)} and {tuple(rates.shape)}")
+    _check_shapes(*(tuple(x.shape) for x in (latents, plan_embeds, mask, rates)))
     words = mask & (mask.cumsum(1) <= words_in(mask, rates)[:, None])  # cumsum: 1 at the first real position, 2 at the second
     return torch.where(words[..., None], plan_embeds.to(latents.dtype), latents)
 
@@ -55,6 +59,7 @@ def resample_length(
 )->Tensor: # (B, L, D); zero at padding
     "Row i of `other` at the length of row i of `mask`: position j holds state `j mod L'_i`; an empty row raises `InterlatError`."
     lengths = other_mask.sum(1, keepdim=True)
-    if not lengths.all(): raise InterlatError(f"row {lengths[:, 0].tolist().index(0)}: an empty message cannot be brought to another length")
+    if not lengths.all():
+        raise InterlatError(f"row {lengths[:, 0].tolist().index(0)}: an empty message cannot be brought to another length")
     nth = (mask.cumsum(1) - 1).clamp(min=0) % lengths
     return other.gather(1, nth[..., None].expand(-1, -1, other.shape[-1])) * mask[..., None]

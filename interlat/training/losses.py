@@ -25,8 +25,9 @@ def log_probs(
 # %% ../../nbs/06_training/01_losses.ipynb #027c1925
 def _check_rows(a, b):
     "Raise `InterlatError` unless both are rows of logits of one shape, and there are some."
-    if a.shape != b.shape: raise InterlatError(f"the two passes give logits of shape {tuple(a.shape)} and {tuple(b.shape)}; "
-                                               "they must cover the same supervised positions")
+    if a.shape != b.shape:
+        shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
+        raise InterlatError(f"the two passes give logits of shape {shapes}; they must cover the same supervised positions")
     if not a.numel(): raise InterlatError(f"no supervised positions: logits of shape {tuple(a.shape)}")
 
 # %% ../../nbs/06_training/01_losses.ipynb #4e9a265a
@@ -71,7 +72,7 @@ def alignment_rows(
     kl_direction:str='reverse', # one of `KL_DIRECTIONS`
 )->Tensor: # (...,) >= 0
     "Plan alignment of each row, from `log_probs`. Raises `InterlatError` for an unknown direction."
-    if kl_direction not in KL_DIRECTIONS: raise InterlatError(f"unknown kl_direction {kl_direction!r}; use {' or '.join(KL_DIRECTIONS)}")
+    check_choice(KL_DIRECTIONS, kl_direction=kl_direction)
     kl = (p.exp()*(p-plan) if kl_direction == 'reverse' else plan.exp()*(plan-p)).sum(-1)
     z, z_plan = (x - x.mean(-1, keepdim=True) for x in (p, plan))
     return beta*kl + alpha*(1 - F.cosine_similarity(z, z_plan, dim=-1))
@@ -88,7 +89,10 @@ def alignment_loss(
     return alignment_rows(log_probs(logits), log_probs(plan_logits.detach()), alpha, beta, kl_direction).mean()
 
 # %% ../../nbs/06_training/01_losses.ipynb #0f3c1160
-SCHEDULES = dict(linear=lambda x: x, cosine=lambda x: (1-math.cos(math.pi*x))/2, constant=lambda x: 1.) # part of the way to the end value
+SCHEDULES = dict( # part of the way to the end value, by the part of the steps that is done
+    linear=lambda x: x,
+    cosine=lambda x: (1-math.cos(math.pi*x))/2,
+    constant=lambda x: 1.)
 
 def anneal(
     step:int, # steps done
@@ -98,9 +102,10 @@ def anneal(
     schedule:str='linear', # one of `SCHEDULES`; 'constant' is `end` throughout
 )->float:
     "A weight on its way from `start` to `end`. Raises `InterlatError` for an unknown schedule."
-    if total < 1: raise InterlatError(f"total steps must be at least 1, found {total}")
-    if schedule not in SCHEDULES: raise InterlatError(f"unknown schedule {schedule!r}; use {', '.join(SCHEDULES)}")
-    return start + (end-start) * SCHEDULES[schedule](min(max(step/total, 0.), 1.))
+    check_range(1, total=total)
+    check_choice(SCHEDULES, schedule=schedule)
+    done = min(max(step/total, 0.), 1.)
+    return start + (end-start)*SCHEDULES[schedule](done)
 
 # %% ../../nbs/06_training/01_losses.ipynb #ee83cc46
 def adaptive_weights(
@@ -109,6 +114,7 @@ def adaptive_weights(
 )->tuple[float, float]: # (plan weight, contrast weight)
     "`0.01 + 0.04·clip(plan/4, 0, 1)` and `0.01 + 0.49·clip(contrast/0.69, 0, 1)`, as in the published code of Du et al. 2025."
     plan, contrast = (float(x.detach() if isinstance(x, Tensor) else x) for x in (plan_loss, contrast_loss))
-    if contrast < 0: raise InterlatError(f"contrast_loss is a divergence and cannot be negative, found {contrast:g}; pass -separation_loss")
+    if contrast < 0:
+        raise InterlatError(f"contrast_loss is a divergence and cannot be negative, found {contrast:g}; pass -separation_loss")
     clip = lambda x: min(max(x, 0.), 1.)
     return 0.01 + 0.04*clip(plan/4), 0.01 + 0.49*clip(contrast/0.69)

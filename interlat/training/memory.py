@@ -40,8 +40,9 @@ def empty_lm(
 # %% ../../nbs/06_training/09_memory.ipynb #710661df
 def _layer_bytes(config, dtype, autocast, lora, positions):
     "What a decoder layer keeps at each position; `lora` is the dropout of its LoRA matrices, None without them."
-    E, F, H = config.hidden_size, getattr(config, 'intermediate_size', None) or 4*config.hidden_size, config.num_attention_heads
-    A = H*(getattr(config, 'head_dim', None) or E//H)
+    E, H = config.hidden_size, config.num_attention_heads
+    F = getattr(config, 'intermediate_size', None) or 4*E # width inside the MLP
+    A = H*(getattr(config, 'head_dim', None) or E//H) # width of all heads together
     wide, b = dtype.itemsize, 2 if autocast else dtype.itemsize # of weights and residuals, of products
     thin = 2 if autocast else 4 # of what goes into LoRA matrices
     if lora: inputs = (5*E + A + F)*(thin + 1)
@@ -66,12 +67,12 @@ def estimate_memory(
     checkpointing:bool=False, # Trainer's gradient checkpointing
     shards:int=1, # processes that share weights, gradients and moments (FSDP); under DDP each has them all: 1
 )->Memory:
-    "What a training step will take, within some 25 %; the device's own needs and fragmentation come on top. Raises `InterlatError` for a count below 1."
-    for name, n in dict(batch_size=batch_size, positions=positions, supervised=supervised, passes=passes, shards=shards).items():
-        if n < 1: raise InterlatError(f"{name} must be 1 or more, found {n}")
+    """What a training step will take, within some 25 %; the device's own needs and fragmentation come on top.
+    Raises `InterlatError` for a count below 1."""
+    check_range(1, batch_size=batch_size, positions=positions, supervised=supervised, passes=passes, shards=shards)
     config, dtype = model.config, next(model.parameters()).dtype
     autocast = autocast and dtype == torch.float32
-    size = lambda parameters: sum(p.nbytes for p in parameters)
+    def size(parameters): return sum(p.nbytes for p in parameters)
     weights, trained = size(model.parameters()), size(p for p in model.parameters() if p.requires_grad)
     layers = [size(m.parameters()) for m in model.modules() if type(m).__name__ in model._no_split_modules]
     whole = weights - sum(layers) + max(layers) if shards > 1 else 0 # what a process has in full: one layer, and all that is in no layer

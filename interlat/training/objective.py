@@ -26,14 +26,16 @@ def choose_negatives(
     rule:str='any', # one of `NEGATIVES`; the two others are a preference
 )->Tensor: # (G,) for each row the row whose message is the wrong one
     "The next row, around the end, of another task. Raises `InterlatError` if some row has none."
-    if rule not in NEGATIVES: raise InterlatError(f"unknown negatives {rule!r}; use {', '.join(NEGATIVES)}")
+    check_choice(NEGATIVES, negatives=rule)
     n, at = len(task), torch.arange(len(task), device=task.device)
     other, alike = task[:,None] != task, kind[:,None] == kind
-    if not other.any(1).all(): raise InterlatError(f"a batch needs two different tasks or more, found {n} rows of one; "
-                                                   "use a per_device_train_batch_size of 2 or more, and each task once")
+    if not other.any(1).all():
+        raise InterlatError(f"a batch needs two different tasks or more, found {n} rows of one; "
+                            "use a per_device_train_batch_size of 2 or more, and each task once")
     wanted = other & dict(any=other, same_type=alike, other_type=~alike)[rule]
     usable = torch.where(wanted.any(1, keepdim=True), wanted, other)
-    return torch.where(usable, (at - at[:,None]) % n, n).argmin(1)
+    steps = (at - at[:,None]) % n # from each row on to each other, around the end
+    return torch.where(usable, steps, n).argmin(1)
 
 # %% ../../nbs/06_training/04_objective.ipynb #6d4833f3
 def in_slices(
@@ -43,7 +45,8 @@ def in_slices(
 )->Tensor: # S rows: what `f` gives, one slice after the other
     "`f` of all rows; where there are several slices, nothing within `f` is kept for the backward pass."
     if len(tensors[0]) <= size: return f(*tensors)
-    return torch.cat([checkpoint(f, *part, use_reentrant=False) for part in zip(*(t.split(size) for t in tensors))])
+    slices = zip(*(t.split(size) for t in tensors))
+    return torch.cat([checkpoint(f, *part, use_reentrant=False) for part in slices])
 
 # %% ../../nbs/06_training/04_objective.ipynb #ecc6478b
 def losses_by_token(
@@ -58,7 +61,8 @@ def losses_by_token(
     def read(z):
         with torch.set_grad_enabled(torch.is_grad_enabled() and z.requires_grad): return log_probs(head(z))
     p, q, r = (read(z) for z in (right, wrong, plan))
-    return torch.stack([F.nll_loss(p, targets, reduction='none').to(p), -js_rows(p, q), alignment_rows(p, r, **alignment)], 1)
+    task = F.nll_loss(p, targets, reduction='none').to(p)
+    return torch.stack([task, -js_rows(p, q), alignment_rows(p, r, **alignment)], 1)
 
 # %% ../../nbs/06_training/04_objective.ipynb #8c40b5da
 CHANNELS = ('latent', 'text', 'none') # what the actor is trained to read: states, the plan's tokens, nothing
@@ -74,8 +78,14 @@ class Reader(nn.Module):
         self.actor, self.config = actor, actor.config
         use_packing(actor.base_model)
 
-    def nothing(self, batch): return self.actor.plan_embeds(batch['input_ids'][:,:0]), batch['attention_mask'][:,:0]
-    def cross_entropy(self, z, targets): return in_slices(lambda z, y: F.cross_entropy(self.head(z).float(), y, reduction='none'), [z, targets], self.slice)
+    def nothing(self, batch):
+        "The block of no message."
+        return self.actor.plan_embeds(batch['input_ids'][:,:0]), batch['attention_mask'][:,:0]
+
+    def cross_entropy(self, z, targets):
+        "Of each supervised token (S,)."
+        def by_token(z, y): return F.cross_entropy(self.head(z).float(), y, reduction='none')
+        return in_slices(by_token, [z, targets], self.slice)
 
     def by_row(self, x, labels):
         "The mean in each row (B,) of a number for each supervised token (S,)."
@@ -96,18 +106,19 @@ class Objective(Reader):
         mismatched_gradient:bool=True, # does the reading of the wrong message get a gradient?
         **alignment, # alpha, beta, kl_direction: as in `alignment_loss`
     ):
-        if channel not in CHANNELS: raise InterlatError(f"unknown channel {channel!r}; use {', '.join(CHANNELS)}")
+        check_choice(CHANNELS, channel=channel)
         super().__init__(actor)
         self.channel, self.mismatched_gradient, self.alignment = channel, mismatched_gradient, alignment
 
     def forward(self,
         batch:dict, # conversations (B, T), and for a channel messages (B or more, L, D) and plans (B, P): see `ActorCollator`
-        rates:Tensor|list|None=None, # (B,) how much of each message is plan embeddings, as a list where tensors are rounded (FSDP); None: `reading_losses`
+        rates:Tensor|list|None=None, # (B,) part of each message that is words; a list where FSDP rounds tensors; None: `reading_losses`
     )->dict: # sums over the supervised tokens, and how many they are: `tokens`
         "The parts of the loss: task, and with latents separation and alignment."
         if rates is None: return self.reading_losses(batch)
         if self.channel == 'latent': return self.latent_losses(batch, torch.as_tensor(rates))
-        (z,), targets = read_states(self.actor, batch, [self.text(batch) if self.channel == 'text' else self.nothing(batch)])
+        block = self.text(batch) if self.channel == 'text' else self.nothing(batch)
+        (z,), targets = read_states(self.actor, batch, [block])
         return dict(task=self.cross_entropy(z, targets).sum(), tokens=len(targets))
 
     def latent_losses(self, batch, rates):
@@ -116,8 +127,9 @@ class Objective(Reader):
         k = 2 if self.mismatched_gradient else 1
         z, targets = read_states(self.actor, batch, blocks[:k], n_same)
         with torch.no_grad(): still, _ = read_states(self.actor, batch, [*blocks[k:], self.text(batch)])
-        def f(*rows): return losses_by_token(*rows, self.head, **self.alignment)
-        task, separation, alignment = (x.sum() for x in in_slices(f, [*z, *still, targets], self.slice).unbind(1))
+        def by_token(*rows): return losses_by_token(*rows, self.head, **self.alignment)
+        losses = in_slices(by_token, [*z, *still, targets], self.slice)
+        task, separation, alignment = (x.sum() for x in losses.unbind(1))
         return dict(task=task, separation=separation, alignment=alignment, tokens=len(targets))
 
     @torch.no_grad()
@@ -125,21 +137,31 @@ class Objective(Reader):
         "The mean cross-entropy of each row (B,) under its own message, another task's (where `negative` says whose) and none."
         blocks = []
         if self.channel == 'latent': blocks, _ = self.messages(batch, torch.zeros(len(batch['labels'])))
-        if self.channel == 'text': blocks = [tuple(x[i] for x in self.text(batch)) for i in (slice(None), batch.get('negative')) if i is not None]
+        if self.channel == 'text': blocks = self.texts(batch)
+        names = [*('right', 'wrong')[:len(blocks)], 'none']
         states, targets = read_states(self.actor, batch, [*blocks, self.nothing(batch)])
-        return {name: self.by_row(self.cross_entropy(z, targets), batch['labels']) for name, z in zip([*('right', 'wrong')[:len(blocks)], 'none'], states)}
+        return {name: self.by_row(self.cross_entropy(z, targets), batch['labels']) for name, z in zip(names, states)}
 
     def messages(self, batch, rates):
-        "The blocks of the right and, where `negative` says whose, the wrong messages; and how many first positions of a row's blocks are the same."
+        "Blocks of the right and, where `negative` says whose, the wrong messages; and how many first positions of a row's are the same."
         h, n = self.actor.embed_message(batch['h'], batch['message_mask']), len(rates)
         mask, words = batch['message_mask'][:,:h.shape[1]], self.actor.plan_embeds(batch['mix_ids'][:,:h.shape[1]])
-        own, read = mask[:n,:words.shape[1]], [h[:n,:words.shape[1]]] # a message from another process may be longer than all of these
+        longest = words.shape[1] # a message from another process may be longer
+        own, read = mask[:n,:longest], [h[:n,:longest]]
         if 'negative' in batch: read.append(resample_length(h[batch['negative']], mask[batch['negative']], own))
         n_words, begin = words_in(own, rates), self.actor.settings['bop_id'] is not None
         n_same = torch.where(n_words < own.sum(1), n_words + begin, torch.iinfo(torch.long).max)
         return [self.actor.block(mix(x, words, own, rates), own) for x in read], n_same
 
-    def text(self, batch): return self.actor.block(self.actor.plan_embeds(batch['plan_ids']), batch['plan_mask'])
+    def text(self, batch):
+        "The block of the plans' words."
+        return self.actor.block(self.actor.plan_embeds(batch['plan_ids']), batch['plan_mask'])
+
+    def texts(self, batch):
+        "As `messages` has them, the blocks of the right and the wrong plans."
+        right = self.text(batch)
+        if 'negative' not in batch: return [right]
+        return [right, tuple(x[batch['negative']] for x in right)]
 
     @property
     def _no_split_modules(self): return self.actor._no_split_modules

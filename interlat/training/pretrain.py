@@ -23,7 +23,7 @@ def in_batches(
     rng:Random, # shuffles
 )->list[list[dict]]: # every lesson once; the last batches of a pool may be smaller
     "Lessons of like length in batches, in random order. Raises `InterlatError` for a batch of none."
-    if batch_size < 1: raise InterlatError(f"batch_size must be 1 or more, found {batch_size}")
+    check_range(1, batch_size=batch_size)
     batches = []
     shuffled, pool_size = rng.sample(lessons, len(lessons)), 40*batch_size
     for i in range(0, len(shuffled), pool_size):
@@ -45,8 +45,9 @@ def pretrain(
     args = TrainingArguments(str(folder), num_train_epochs=1, per_device_train_batch_size=1, train_sampling_strategy='sequential',
         learning_rate=learning_rate, adam_beta2=0.95, weight_decay=0.01, warmup_steps=0.05, lr_scheduler_type='cosine',
         logging_steps=10, save_strategy='no', report_to='none', seed=seed, use_cpu=True, disable_tqdm=not progress)
-    collate = DataCollatorForSeq2Seq(agent.tokenizer)
-    trainer = Trainer(model=agent.model, args=args, train_dataset=batches, data_collator=lambda rows: collate(rows[0])) # batches are made already: one is one row
+    pad = DataCollatorForSeq2Seq(agent.tokenizer)
+    def collate(rows): return pad(rows[0]) # batches are made already: one is one row
+    trainer = Trainer(model=agent.model, args=args, train_dataset=batches, data_collator=collate)
     quiet(trainer)
     trainer.train()
     agent.model.eval()

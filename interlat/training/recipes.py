@@ -30,8 +30,9 @@ def same_recipe(
     path, recipe = Path(path), json.loads(json.dumps(recipe, default=str))
     if not path.exists(): write_atomic(path, json.dumps(recipe, indent=1))
     old = json.loads(path.read_text())
-    for k in sorted({*old, *recipe}):
-        if old.get(k) != recipe.get(k): raise InterlatError(f"{path.parent} was made with {k} {old.get(k)}, now {recipe.get(k)}; choose another folder, or remove it")
+    for name in sorted({*old, *recipe}):
+        was, now = old.get(name), recipe.get(name)
+        if was != now: raise InterlatError(f"{path.parent} was made with {name} {was}, now {now}; choose another folder, or remove it")
 
 def once(
     folder:str|Path, # where the result is, or will be
@@ -51,13 +52,11 @@ def once(
     return folder
 
 # %% ../../nbs/06_training/11_recipes.ipynb #53b7f288
-def _arguments(folder, model, settings):
-    "`ActorArguments` for training beside `folder`, on the device that the model is on."
-    return ActorArguments(f'{folder}_trainer', **{**dict(save_strategy='no', use_cpu=model.base_model.device.type == 'cpu', validation_split=0., probe_steps=0), **settings})
-
 def _train(folder, actor, tasks, store, settings):
-    "Train beside `folder`, from the last checkpoint there if there is one; returns the log."
-    args = _arguments(folder, actor.model, settings)
+    "Train beside `folder`, on the device that the actor is on, from the last checkpoint there if there is one; returns the log."
+    on_cpu = actor.model.base_model.device.type == 'cpu'
+    usual = dict(save_strategy='no', validation_split=0., probe_steps=0, use_cpu=on_cpu)
+    args = ActorArguments(f'{folder}_trainer', **(usual | settings))
     return train_actor(actor, tasks, store, args, resume_from_checkpoint=last_checkpoint(args.output_dir))
 
 # %% ../../nbs/06_training/11_recipes.ipynb #8de97485
@@ -69,14 +68,15 @@ def trained_actor(
     actor:dict|None=None, # settings of `actor_for`
     **settings, # of `ActorArguments`
 )->tuple[Agent,pd.DataFrame]: # the `ModelWithInsertedHiddenState` in eval mode; its log with columns step, part, value
-    "The actor in `folder`; trained first, if it is not there. Raises `InterlatError` if it was trained by another recipe."
+    "The actor in `folder`; trained first, if it is not there. Raises `InterlatError` as `once` does."
     actor = actor or {}
     def make(part):
         new = actor_for(store, model_name_or_path, **actor)
         log = _train(folder, new, tasks, store, settings)
         new.save_pretrained(part)
         log.to_csv(part/'log.csv', index=False)
-    folder = once(folder, dict(model=model_name_or_path, tasks=len(tasks), sender=store and store.sender, actor=actor, **settings), make)
+    recipe = dict(model=model_name_or_path, tasks=len(tasks), sender=store and store.sender, actor=actor, **settings)
+    folder = once(folder, recipe, make)
     where = {k: v for k,v in actor.items() if k in ('dtype', 'device')}
     return load_actor(folder, **where), pd.read_csv(folder/'log.csv')
 
@@ -96,11 +96,14 @@ def trained_sender(
     device:str='auto', # 'auto', 'cpu', 'cuda', …
     **settings, # of `ActorArguments`
 )->Agent: # a language model in eval mode
-    "A model that writes plans, from `folder`; trained first, if it is not there. Raises `InterlatError` if it was trained by another recipe."
+    "A model that writes plans, in `folder`; trained first, if it is not there. Raises `InterlatError` as `once` does."
     def make(part):
         sender = load_lm(model_name_or_path, dtype, device)
-        wrapped = ModelWithInsertedHiddenState(sender.model, 1, sender.model.config.hidden_size, num_heads=1)
-        log = _train(folder, Agent(wrapped, sender.tokenizer), [plan_lesson(t) for t in tasks], None, dict(channel='none', **settings))
+        lm, tokenizer = sender
+        actor = Agent(ModelWithInsertedHiddenState(lm, 1, lm.config.hidden_size, num_heads=1), tokenizer) # that is sent nothing
+        lessons = [plan_lesson(t) for t in tasks]
+        log = _train(folder, actor, lessons, None, dict(channel='none', **settings))
         sender.save_pretrained(part)
         log.to_csv(part/'log.csv', index=False)
-    return load_lm(once(folder, dict(model=model_name_or_path, tasks=len(tasks), dtype=dtype, **settings), make), dtype, device)
+    recipe = dict(model=model_name_or_path, tasks=len(tasks), dtype=dtype, **settings)
+    return load_lm(once(folder, recipe, make), dtype, device)

@@ -40,22 +40,27 @@ class SharedArguments(TrainingArguments):
         for name in ('label_smoothing_factor', 'neftune_noise_alpha'):
             if getattr(self, name): raise InterlatError(f"{name} would have no effect on this objective; leave it out")
         if not self.validation_split: self.eval_strategy = 'no'
-        if self.bf16 is None: self.bf16 = not (self.fp16 or self.use_cpu) and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-        if self.deepspeed and not find_spec('deepspeed'): raise InterlatError('deepspeed is not installed: pip install deepspeed; or share the model among GPUs with --fsdp')
+        if self.bf16 is None:
+            able = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+            self.bf16 = able and not (self.fp16 or self.use_cpu)
+        if self.deepspeed and not find_spec('deepspeed'):
+            raise InterlatError('deepspeed is not installed: pip install deepspeed; or share the model among GPUs with --fsdp')
         self.label_names = ['labels']
         super().__post_init__()
 
     @property
-    def wants_fsdp(self): return bool(self.fsdp) or os.environ.get('ACCELERATE_USE_FSDP', '').lower() == 'true' # a flag, or `accelerate launch`
+    def wants_fsdp(self):
+        "Is it asked for, by a flag or by `accelerate launch`?"
+        return bool(self.fsdp) or os.environ.get('ACCELERATE_USE_FSDP', '').lower() == 'true'
 
 # %% ../../nbs/06_training/05_settings.ipynb #4e4c3e91
 @dataclass
 class ActorArguments(SharedArguments):
     "Hugging Face's `TrainingArguments` and the settings of the objective; defaults from the paper (Du et al. 2025, §3)."
     channel:str = option('latent', 'what the actor reads: latent, text (the plan as tokens) or none')
-    separation_weight:float = option(1., 'weight of the separation loss at the end of training; 0.5 for a 0.5B model', '--random_contrast_weight')
+    separation_weight:float = option(1., 'weight of the separation loss at the end; 0.5 for a 0.5B model', '--random_contrast_weight')
     separation_weight_start:float|None = option(None, 'the same at its begin; 0.1 if not given, or separation_weight where that is less')
-    alignment_weight:float = option(.2, 'weight of the alignment loss at the end of training', '--plan_similarity_weight')
+    alignment_weight:float = option(.2, 'weight of the alignment loss at the end', '--plan_similarity_weight')
     alignment_weight_start:float|None = option(None, 'the same at its begin; 0.1 if not given, or alignment_weight where that is less')
     schedule:str = option('linear', 'how the weights go from begin to end: linear, cosine or constant (the end value throughout)')
     adaptive_weights:bool = option(False, "let each weight follow its own loss, as the published code does, instead of the schedule")
@@ -75,9 +80,9 @@ class ActorArguments(SharedArguments):
         check_choice(SCHEDULES, schedule=self.schedule)
         check_choice(KL_DIRECTIONS, kl_direction=self.kl_direction)
         check_choice(NEGATIVES, negatives=self.negatives)
-        check_range(0, probe_steps=self.probe_steps, separation_weight=self.separation_weight, alignment_weight=self.alignment_weight)
+        check_range(0, separation_weight=self.separation_weight, alignment_weight=self.alignment_weight, probe_steps=self.probe_steps)
         check_range(0, 1, pure_latents=self.pure_latents)
         check_range(0, .9, adapter_dropout=self.adapter_dropout)
-        for name in ('separation_weight', 'alignment_weight'):
-            if getattr(self, f'{name}_start') is None: setattr(self, f'{name}_start', min(.1, getattr(self, name)))
+        if self.separation_weight_start is None: self.separation_weight_start = min(.1, self.separation_weight)
+        if self.alignment_weight_start is None: self.alignment_weight_start = min(.1, self.alignment_weight)
         super().__post_init__()

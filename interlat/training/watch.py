@@ -20,7 +20,7 @@ def gains(
 
 # %% ../../nbs/06_training/08_watch.ipynb #42fd20c2
 class ContentGain(TrainerCallback):
-    "Measures both gains on a held-out batch, logs them, and warns once, in the first process, if the right message is no better than a wrong one."
+    "Measures and logs both gains on a held-out batch; warns once, in the first process, if the right message is no better than a wrong."
     def __init__(self,
         batch:dict, # held-out conversations with messages and `negative`, for `Objective`
         steps:int, # how often to measure; the first time is before training
@@ -36,17 +36,20 @@ class ContentGain(TrainerCallback):
         if state.global_step % self.steps == 0: self.measure(model, args, state, control)
 
     def measure(self, model, args, state, control):
-        training = model.training
-        found = {k: v.cpu().double() for k,v in gains(model.eval()({k: v.to(args.device) for k,v in self.batch.items()})).items()}
+        training, batch = model.training, {k: v.to(args.device) for k,v in self.batch.items()}
+        found = {k: v.cpu().double() for k,v in gains(model.eval()(batch)).items()}
         model.train(training)
         due = control.should_log # a log of ours must not stand for the one of the losses
         self.log({k: v.mean().item() for k,v in found.items()})
         control.should_log = due
-        if state.is_world_process_zero: self.judge(found['content_gain'], state.global_step, state.max_steps//2 if self.patience is None else self.patience)
+        patience = state.max_steps//2 if self.patience is None else self.patience
+        if state.is_world_process_zero: self.judge(found['content_gain'], state.global_step, patience)
 
     def judge(self, gain, step, patience):
+        "Warn if it is time, and the gain of the conversations (B,) may well be nothing."
         p = ttest_1samp(gain, 0, alternative='greater').pvalue
         if self.warned or step < max(patience, 1) or p < 0.05: return
         self.warned = True
-        warnings.warn(f"after {step} steps the actor does not read the message: the right one is worth {gain.mean():.4f} nats a token more than another task's "
-                      f"(p = {p:.2f}, {len(gain)} held-out conversations); train longer, with a higher learning rate or separation_weight, or more pure_latents")
+        found = f"{gain.mean():.4f} nats a token more than another task's (p = {p:.2f}, {len(gain)} held-out conversations)"
+        warnings.warn(f"after {step} steps the actor does not read the message: the right one is worth {found}; "
+                      "train longer, with a higher learning rate or separation_weight, or more pure_latents")
