@@ -17,6 +17,7 @@ from ..core.basics import *
 from ..agents.lm import *
 from ..agents.lora import *
 from ..agents.actor import *
+from ..agents.new_actor import *
 from ..training.memory import *
 
 # %% ../../nbs/12_runs/04b_costs.ipynb #20b90005
