@@ -167,14 +167,19 @@ def test_damaged_checkpoints_are_one_line(tmp_path):
     assert "lacks 'prepended_length'" in message(tmp_path/name)
 
 
+def coarse(actor):
+    "The actor with weights that are multiples of 1/256, so that adding LoRA's layers to them rounds nothing."
+    for p in actor.base_model.parameters(): p.data = (p.data*256).round()/256
+    return actor
+
+
 def with_lora(**kw):
-    "An actor whose LoRA layers already do something; all weights are multiples of 1/256, so that adding the layers to them rounds nothing."
+    "An actor whose LoRA layers already do something."
     a, g = actor(**kw), torch.Generator().manual_seed(0)
     add_lora(a.base_model, dict(r=4, lora_dropout=.5), seed=1)
     for name, p in trainable_state(a).items():
         if 'lora_B' in name: p.normal_(std=.1, generator=g)
-    for p in a.base_model.parameters(): p.data = (p.data*256).round()/256
-    return a
+    return coarse(a)
 
 
 @pytest.mark.parametrize('tie', [False, True])
@@ -199,7 +204,7 @@ def test_only_lora_and_the_adapter_train():
     assert {n for n in names if n.startswith('processor.')} == {n for n,_ in a.named_parameters() if n.startswith('processor.')}
     assert {n.split('.')[-3] for n in names if n.startswith('base_model.')} == {'lora_A', 'lora_B'}
     assert not a.training and not any(m.training for m in a.modules())
-    other = actor()
+    other = coarse(actor())
     add_lora(other.base_model, dict(r=4))
     missing, unexpected = other.load_state_dict(trainable_state(a), strict=False)
     assert not unexpected and not {*missing} & {*names}
