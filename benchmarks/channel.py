@@ -19,6 +19,8 @@ from interlat.messages.mailbox import Expected
 from interlat.messages.message import LatentMessage
 from interlat.runs.provenance import machine
 
+PYTHON = [sys.executable] # what a side is run by
+
 CODECS = ('float32', 'bfloat16', 'int8')
 SIDES = ('plain', *(f'{way} {codec}' for way in ('socket', 'folder') for codec in CODECS))
 SIZES = ((444, 3584, 6), (16, 128, 400)) # states, width, messages: the paper's and ours
@@ -78,7 +80,7 @@ def run(side, messages, warm):
     way, _, codec = side.partition(' ')
     def receiver(folder):
         words = ['--receive', way, '--folder', folder]
-        return subprocess.Popen([sys.executable, __file__, *words], stdout=subprocess.PIPE, text=True)
+        return subprocess.Popen([*PYTHON, __file__, *words], stdout=subprocess.PIPE, text=True)
     with tempfile.TemporaryDirectory() as folder, receiver(folder) as child:
         address = child.stdout.readline().strip()
         out = Plain(address) if way == 'plain' else connect(address, codec)

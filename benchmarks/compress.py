@@ -42,6 +42,8 @@ from interlat.agents.chat import add_message_tokens, encode_chat
 from interlat.compression.reason import LatentStudent, latent_reason
 from interlat.runs.provenance import machine
 
+PYTHON = [sys.executable] # what a side is run by
+
 WEIGHTS = dict(ce=1., preference=1., direction=1.)
 SIDES = ('loop, no cache', 'loop', 'ours')
 
@@ -222,7 +224,7 @@ def side(name, K, vocab, steps):
 
 
 def run(name, K, vocab, steps, threads):
-    done = subprocess.run([sys.executable, __file__, '--side', name, *(str(x) for x in ('--K', K, '--vocab', vocab, '--steps', steps, '--threads', threads))], capture_output=True, text=True)
+    done = subprocess.run([*PYTHON, __file__, '--side', name, *(str(x) for x in ('--K', K, '--vocab', vocab, '--steps', steps, '--threads', threads))], capture_output=True, text=True)
     if done.returncode: raise RuntimeError(f'the side {name} ended with status {done.returncode}: {done.stderr[-500:]}')
     return json.loads(done.stdout)
 

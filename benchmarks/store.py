@@ -21,6 +21,8 @@ from interlat.core.basics import InterlatError, cli, write_atomic
 from interlat.messages.message import LatentMessage, MessageStore
 from interlat.runs.provenance import machine
 
+PYTHON = [sys.executable] # what a side is run by
+
 STATES = pa.list_(pa.list_(pa.float32()))
 
 
@@ -79,7 +81,7 @@ def side(name, folder):
 
 def run(name, folder):
     "One side in a process of its own, its anonymous memory watched from here."
-    with subprocess.Popen([sys.executable, __file__, '--side', name, '--folder', folder], stdout=subprocess.PIPE, text=True) as p:
+    with subprocess.Popen([*PYTHON, __file__, '--side', name, '--folder', folder], stdout=subprocess.PIPE, text=True) as p:
         if p.stdout.readline().strip() != 'ready': raise RuntimeError(f'the side {name} did not start')
         most = 0.
         while p.poll() is None:

@@ -23,6 +23,8 @@ from interlat.training.curriculum import mix, resample_length
 from interlat.training.objective import Objective
 from interlat.runs.provenance import machine
 
+PYTHON = [sys.executable] # what a side is run by
+
 WEIGHTS = dict(task=1., separation=1., alignment=.2)
 
 
@@ -99,7 +101,7 @@ def side(name, vocab, steps):
 
 def run(name, vocab, steps):
     words = ['--side', name, '--vocab', str(vocab), '--steps', str(steps)]
-    done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True)
+    done = subprocess.run([*PYTHON, __file__, *words], capture_output=True, text=True)
     if done.returncode: raise RuntimeError(f'the side {name} ended with status {done.returncode}: {done.stderr[-500:]}')
     return dict(side=name, **json.loads(done.stdout))
 

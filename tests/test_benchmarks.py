@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from notebooks import ROOT
+from warm import warm
 
 from interlat.games.generate import generate_games
 
@@ -13,6 +14,7 @@ def script(name):
     spec = importlib.util.spec_from_file_location(f'{name}_benchmark', ROOT/'benchmarks'/f'{name}.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    if hasattr(module, 'PYTHON'): module.PYTHON = warm() # its sides run in processes of their own
     return module
 
 
