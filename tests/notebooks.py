@@ -4,6 +4,8 @@ from pathlib import Path
 
 from warm import warm
 
+from interlat.runs.notebook import _kernel_manager
+
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = sorted((ROOT/'nbs').glob('[0-9]*/*.ipynb'))
 EXPERIMENTS = sorted((ROOT/'nbs'/'experiments').glob('*.ipynb'))
@@ -30,7 +32,6 @@ def room(path):
 
 def warm_kernels():
     "A kernel manager class for papermill and nbclient whose kernels need not import what is slow to import."
-    from interlat.runs.notebook import _kernel_manager
     manager = _kernel_manager()
     manager.kernel_spec.argv[:1] = warm()
     return manager
