@@ -7,6 +7,7 @@ from pathlib import Path
 from interlat.core.basics import *
 from interlat.messages.message import *
 from interlat.games.find import *
+from interlat.games.gamefile import *
 from interlat.games.generate import *
 from interlat.games.household import *
 from interlat.agents.lm import *
