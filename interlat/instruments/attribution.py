@@ -180,7 +180,7 @@ def leave_out(
     how:str='mean', # one of `WAYS`
 )->LatentMessage:
     "The message without a span; raises `InterlatError` for an unknown way or a span that is not inside."
-    check_choice(WAYS, how=how)
+    check_choice(WAYS, way=how)
     if not 0 <= start < stop <= len(message):
         raise InterlatError(f"a span must lie within the {len(message)} states of message {message.task_id!r}, found {start} to {stop}")
     rest = torch.cat([message.h[:start], message.h[stop:]])
