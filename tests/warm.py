@@ -104,10 +104,11 @@ def become(streams, words, env, cwd):
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
-    at_once = words[0].startswith('-u')
+    at_once = words[0].startswith('-u') or 'PYTHONUNBUFFERED' in env
     sys.stdin, sys.stdout, sys.stderr = (open(i, 'rww'[i], closefd=False, buffering=1 if at_once or i == 2 else -1) for i in range(3))
     code = 0
-    if at_once: words = words[1:] if words[0] == '-u' else ['-c', *words[1:]]
+    if words[0] == '-u': words = words[1:]
+    elif words[0] == '-uc': words = ['-c', *words[1:]]
     try: run(words)
     except SystemExit as e:
         code = e.code if isinstance(e.code, int) else int(e.code is not None)

@@ -92,6 +92,7 @@ def cli(
     "Run `main`; an `InterlatError` becomes one line on stderr and exit status 2."
     try: main()
     except InterlatError as e:
+        sys.stdout.flush() # what was said before stands before it
         print(f"error: {one_line(e)}", file=sys.stderr)
         return 2
     return 0
