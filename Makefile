@@ -71,7 +71,7 @@ readme: $(VENV)/.dev ## run nbs/index.ipynb and write README.md from it
 	@$(BIN)/nbdev_clean --fname nbs/index.ipynb
 	@cd nbs && ../$(BIN)/jupyter nbconvert --log-level ERROR --to markdown --stdout \
 		--TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_input_tags=hide_input \
-		index.ipynb | sed 's#](\.\./#](#g' > ../README.md
+		index.ipynb | sed 's#](\.\./#](#g' | cat -s > ../README.md
 
 results: ## keep the tables of the last demo, of E03, E06, E08, E10, E11 and both runs of E05 in data/, for README and pages
 	@mkdir -p data/demo data/table1
