@@ -12,7 +12,7 @@ from interlat.core.basics import InterlatError
 from interlat.messages.perturb import VARIANTS
 from interlat.figures import look as look_room
 from interlat.figures.look import DARK, GREY, PALETTE, in_dark, look, save_figure
-from interlat.figures.words import CONDITIONS
+from interlat.figures.labels import CONDITIONS
 from interlat.figures.results import effects_by_type, success_by_ablation, success_by_condition, training_dynamics
 from interlat.figures.tradeoff import FAMILIES, rate_distortion
 

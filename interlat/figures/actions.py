@@ -9,7 +9,7 @@ __all__ = ['attribution_bars', 'attribution_grid', 'action_bars']
 from html import escape
 
 from .look import *
-from .words import *
+from .labels import *
 
 # %% ../../nbs/09_figures/06_actions.ipynb #18c00021
 def attribution_bars(

@@ -8,7 +8,7 @@ __all__ = ['spectrum_curves', 'norm_profile', 'lens_heatmap', 'cka_heatmap', 'ce
 # %% ../../nbs/09_figures/05_instruments.ipynb #18c00002
 from ..core.basics import *
 from .look import *
-from .words import *
+from .labels import *
 
 # %% ../../nbs/09_figures/05_instruments.ipynb #18c00005
 def _colours(names):

@@ -12,7 +12,7 @@ import math
 
 from ..core.basics import *
 from .look import *
-from .words import *
+from .labels import *
 
 # %% ../../nbs/09_figures/03_results.ipynb #e5095700
 _all_ = ['PALETTE', 'INK', 'GREY', 'GRID', 'look', 'in_dark', 'check_columns', 'save_figure'] # of interlat.figures.look

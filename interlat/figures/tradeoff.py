@@ -13,7 +13,7 @@ from itertools import cycle
 from ..core.basics import *
 from ..core.stats import *
 from .look import *
-from .words import *
+from .labels import *
 
 # %% ../../nbs/09_figures/04_tradeoff.ipynb #e7a0f002
 FAMILIES = dict( # how a message came to its length -> colour, symbol

@@ -15,7 +15,7 @@ from pathlib import Path
 from ..core.basics import *
 from ..messages.perturb import *
 from ..figures.look import *
-from ..figures.words import *
+from ..figures.labels import *
 from ..figures.results import *
 from .geometry import *
 from .probe import *

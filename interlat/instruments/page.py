@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from ..core.basics import *
 from ..figures.look import *
-from ..figures.words import *
+from ..figures.labels import *
 from .lens import *
 from .attribution import *
 from .session import *

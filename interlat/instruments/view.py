@@ -18,7 +18,7 @@ from ..core.basics import *
 from ..messages.message import *
 from ..messages.perturb import *
 from ..figures.look import *
-from ..figures.words import *
+from ..figures.labels import *
 from ..figures.instruments import *
 from ..figures.actions import *
 from ..figures.timeline import *
