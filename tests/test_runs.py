@@ -2,10 +2,19 @@
 import json, signal, subprocess, sys, time
 
 import pytest
+from warm import warm_python
 from notebooks import start_run, write_experiment
 
 from interlat.core.basics import InterlatError
 from interlat.runs.notebook import RunFailed, check_parameters, run_notebook
+
+
+COLD = 'test_the_kernel_is_this_python_whatever_is_registered', 'test_the_trainer_draws_a_plain_bar_too' # they ask how the kernel starts
+
+
+@pytest.fixture(autouse=True)
+def kernels_start_warm(request, monkeypatch):
+    if request.node.name not in COLD: monkeypatch.setattr(sys, 'executable', warm_python())
 
 
 @pytest.fixture

@@ -1,10 +1,11 @@
 "A sweep that is killed, fails, is changed or is handed to a cluster; and what is gathered of it."
-import signal, time
+import signal, sys, time
 from importlib.util import find_spec
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from warm import warm_python
 from notebooks import ROOT, start_run, write_experiment
 
 from interlat.core.basics import InterlatError
@@ -13,6 +14,11 @@ from interlat.runs.notebook import read_manifest
 from interlat.runs.sweep import lay_out, point_name, read_sweep, run_pool, run_sweep, slots
 
 SLOW = "import json, time\nfrom pathlib import Path\ntime.sleep({seconds})\nPath(out, 'metrics.json').write_text(json.dumps(dict(score=seed*lr, parts=dict(a=lr))))"
+
+
+@pytest.fixture(autouse=True)
+def runs_start_warm(request, monkeypatch):
+    if 'cluster' not in request.node.name: monkeypatch.setattr(sys, 'executable', warm_python()) # submitit watches the processes that it starts
 
 
 @pytest.fixture

@@ -2,15 +2,17 @@
 
 A server has imported what is slow to import. For each program it forks a process, which gets the caller's arguments, environment,
 folder and streams, and is the program from there on; this file, run as a script, is the little process in between that the caller
-sees: it hands signals on, ends as the program ends, and takes the program with it when it is killed. Not for programs that ask
-how they were started (what is imported, their own process id), or that set what libraries read when they are imported."""
+sees: it hands signals on, ends as the program ends, and takes the program with it when it is killed. `sys.executable` is such a
+Python too, so what the program starts starts warm. Not for programs that ask how they were started (what is imported, their own
+process id), or that set what libraries read when they are imported."""
 import json, os, signal, socket, sys
 from functools import cache
 
 PRELOAD = """numpy pandas scipy.stats statsmodels.stats.proportion torch torch.utils.data torch.distributed safetensors.torch tokenizers
     accelerate transformers transformers.trainer transformers.generation.utils transformers.models.auto.modeling_auto
     transformers.models.auto.tokenization_auto transformers.models.qwen2.modeling_qwen2 transformers.models.llama.modeling_llama
-    sympy yaml pytest IPython ipykernel.kernelapp nbdev.test plotly.graph_objects pyarrow.parquet""".split()
+    sympy yaml pytest IPython ipykernel.kernelapp nbdev.test papermill nbconvert.preprocessors filelock plotly.graph_objects pyarrow.parquet
+    interlat.all""".split()
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SERVERS = []
 
@@ -18,19 +20,28 @@ SERVERS = []
 @cache
 def warm():
     "The words that start such a Python. The first who asks starts the server, which ends with this process."
-    import subprocess, tempfile
+    import shlex, subprocess, tempfile
     place = os.path.join(tempfile.mkdtemp(), 'server')
     server = subprocess.Popen([sys.executable, __file__, '--serve', place], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert server.stdout.readline() == b'ready\n'
     SERVERS.append(server) # our end of its pipe stays open as long as this process lives
-    return sys.executable, '-IS', os.path.abspath(__file__), place
+    words = sys.executable, '-IS', os.path.abspath(__file__), place
+    with open(python_at(place), 'w', opener=lambda path, flags: os.open(path, flags, 0o755)) as f:
+        f.write(f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n')
+    return words
+
+
+def python_at(place): return os.path.join(os.path.dirname(place), 'python') # the same as one file that can be run
+
+
+def warm_python(): return python_at(warm()[-1]) # in the place of `sys.executable`
 
 
 def call(place, words):
     "Have the server at `place` run a program, and end as it ends."
     with socket.socket(socket.AF_UNIX) as wire:
         wire.connect(place)
-        wanted = json.dumps(dict(words=words, env=dict(os.environ), cwd=os.getcwd())).encode()
+        wanted = json.dumps(dict(words=words, env=dict(os.environ), cwd=os.getcwd(), parent=os.getppid())).encode()
         socket.send_fds(wire, [len(wanted).to_bytes(4, 'big')], [0, 1, 2])
         wire.sendall(wanted)
         for s in FORWARDED: signal.signal(s, lambda s, frame: wire.send(bytes([s])))
@@ -49,9 +60,11 @@ def die_of(s):
 
 def serve(place):
     "Import, then fork for whoever calls at the socket `place`, until the one who started this is gone."
+    import shutil
     from importlib import import_module
     from importlib.util import find_spec
     from threading import Thread
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) # the package of this checkout
     for name in PRELOAD:
         if find_spec(name.split('.')[0]): import_module(name)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN) # nobody waits for the processes in between
@@ -61,14 +74,15 @@ def serve(place):
         print('ready', flush=True)
         def end():
             sys.stdin.read()
-            os.unlink(place)
-            os.rmdir(os.path.dirname(place))
+            shutil.rmtree(os.path.dirname(place))
             os._exit(0)
         Thread(target=end, daemon=True).start()
         while True:
             wire, _ = listener.accept()
             with wire:
-                if not os.fork(): stand_between(listener, wire)
+                if not os.fork():
+                    sys.executable = python_at(place)
+                    stand_between(listener, wire)
 
 
 def stand_between(listener, wire):
@@ -93,7 +107,7 @@ def stand_between(listener, wire):
     os._exit(0)
 
 
-def become(streams, words, env, cwd):
+def become(streams, words, env, cwd, parent):
     "Be `python` with these words, from here to its end."
     import atexit, threading, traceback
     for mine, theirs in enumerate(streams):
@@ -104,6 +118,7 @@ def become(streams, words, env, cwd):
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
+    os.getppid = lambda: parent if os.path.exists(f'/proc/{parent}') else 1 # who started the process in between
     at_once = words[0].startswith('-u') or 'PYTHONUNBUFFERED' in env
     sys.stdin, sys.stdout, sys.stderr = (open(i, 'rww'[i], closefd=False, buffering=1 if at_once or i == 2 else -1) for i in range(3))
     code = 0
