@@ -139,11 +139,11 @@ made = cache(generate_problems)
 
 @pytest.mark.parametrize('split', ['train', 'valid', 'test'])
 def test_generated_problems_are_right_and_stay_in_their_split(split):
-    problems = made(105, split, seed=11)
-    assert problems[:35] == made(35, split, seed=11), 'more problems hold the fewer'
+    problems = made(210, split, seed=11)
+    assert problems[:70] == made(70, split, seed=11), 'more problems hold the fewer'
     texts = {p.full for p in problems}
-    assert len(texts) == 105
-    for other in {'train', 'valid', 'test'} - {split}: assert not texts & {p.full for p in made(105, other, seed=12)}
+    assert len(texts) == 210
+    for other in {'train', 'valid', 'test'} - {split}: assert not texts & {p.full for p in made(210, other, seed=12)}
     for p in problems:
         assert p.solution.startswith(p.plan) and r'\boxed' not in p.plan and p.solution.count(r'\boxed') == 1
         assert p.known[5:-1].split(' = ')[0].strip('$') in p.text, 'the question is about the hidden number'

@@ -163,7 +163,7 @@ def test_the_shipped_models_play_the_same_at_batch_size_1_and_8(preset, tmp_path
     parts = generate_messages(Agent(model, tok), [g.prompt for g in games], max_new_tokens=40)
     messages = [LatentMessage(*p, g.task_id, preset) for p,g in zip(parts, games)]
     for channel in ('latent', 'none'):
-        short = dict(max_steps=3, max_new_tokens=16, progress=False)
+        short = dict(max_steps=5, max_new_tokens=16, progress=False)
         speakers = Speaker(Agent(actor, tok), 16), Speaker(Agent(actor, tok), 16, cache=False)
         one, eight, anew = (rollout(Agent(actor, tok), games, messages, channel, batch_size=b, speaker=s, **short)
                             for b, s in ((1, None), (8, speakers[0]), (8, speakers[1])))
