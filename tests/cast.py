@@ -8,7 +8,6 @@ from interlat.core.basics import *
 from interlat.messages.message import *
 from interlat.games.gamefile import *
 from interlat.games.find import *
-from interlat.games.gamefile import *
 from interlat.games.generate import *
 from interlat.games.household import *
 from interlat.agents.lm import *

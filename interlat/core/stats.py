@@ -12,6 +12,7 @@ from typing import Callable
 import numpy as np
 from scipy.optimize import brentq
 from scipy.stats import binom, binomtest, bootstrap, norm, permutation_test
+from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 from .basics import *
 
@@ -199,11 +200,9 @@ def holm(
 )->np.ndarray: # (k,) adjusted, NaN where they were
     "Holm's adjusted p-values."
     p = np.asarray(p_values, dtype=float)
-    order = np.argsort(p)[:(~np.isnan(p)).sum()] # from the smallest on; NaN would come last
-    adjusted = np.full(len(p), nan)
-    steps = p[order]*np.arange(len(order), 0, -1) # the smallest of k times k, the next times k - 1, …
-    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1)
-    return adjusted
+    tested, out = ~np.isnan(p), np.full(len(p), nan)
+    if tested.any(): out[tested] = multipletests(p[tested], method='holm')[1]
+    return out
 
 # %% ../../nbs/01_core/03_stats.ipynb #9a02c302
 def kept_part(
