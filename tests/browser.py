@@ -1,7 +1,9 @@
 "A real JupyterLab in a headless Chromium, for the tests that click."
-import os, shutil, socket, subprocess, sys, tempfile, time
+import json, os, shutil, socket, subprocess, sys, tempfile, time
 from contextlib import contextmanager
 from pathlib import Path
+
+from notebooks import warm_kernels
 
 CHROMIUM = next((p for n in ('chromium', 'chromium-browser', 'google-chrome') if (p := shutil.which(n))), None)
 DRIVER = shutil.which('chromedriver')
@@ -42,7 +44,7 @@ def until(found, what, seconds=WAIT):
 
 @contextmanager
 def jupyterlab(folder):
-    "A JupyterLab that shows `folder`, with nobody's settings; yields its address."
+    "A JupyterLab that shows `folder`, with nobody's settings and kernels that are warm; yields its address."
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
@@ -50,8 +52,11 @@ def jupyterlab(folder):
     own = {f'JUPYTER_{n}_DIR': f'{home}/{n}' for n in ('CONFIG', 'DATA', 'RUNTIME')} | {f'JUPYTERLAB_{n}_DIR': f'{home}/lab_{n}' for n in ('SETTINGS', 'WORKSPACES')}
     flags = ['--no-browser', '--allow-root', '--ip=127.0.0.1', f'--port={port}', '--ServerApp.port_retries=0', '--IdentityProvider.token=interlat', f'--ServerApp.root_dir={folder}',
              '--LabApp.expose_app_in_browser=True', '--LabApp.news_url=None', '--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate']
+    kernel = Path(home, 'first', 'kernels', 'python3', 'kernel.json')
+    kernel.parent.mkdir(parents=True)
+    kernel.write_text(json.dumps(warm_kernels().kernel_spec.to_dict()))
     log = open(f'{home}/log', 'w')
-    lab = subprocess.Popen([sys.executable, '-m', 'jupyterlab', *flags], env=dict(os.environ, IPYTHONDIR=f'{home}/ipython', **own), stdout=log, stderr=log)
+    lab = subprocess.Popen([sys.executable, '-m', 'jupyterlab', *flags], env=dict(os.environ, IPYTHONDIR=f'{home}/ipython', JUPYTER_PATH=f'{home}/first', **own), stdout=log, stderr=log)
     try: yield f'http://127.0.0.1:{port}'
     finally:
         lab.terminate()
@@ -138,6 +143,11 @@ class Page:
     def tab(self, label): next(t for t in self.all('.widget-tab [role=tab]') if t.text.strip() == label).click()
 
     def press(self, label): self.js('arguments[0].click()', next(b for b in self.all('button') if b.text.strip().startswith(label))) # wherever it has moved to
+
+    def settle(self):
+        "Wait until the kernel has answered all that it was asked; a slider sends its last value when an earlier one is answered."
+        idle = lambda: self.js('return window.panel.sessionContext.session.kernel.status') == 'idle'
+        until(lambda: idle() and not time.sleep(.5) and idle(), 'a kernel with nothing left to do')
 
     def screenshot(self, path, top=None):
         "A PNG of the window, with the element `top` at its top."

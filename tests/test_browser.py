@@ -45,6 +45,7 @@ def test_a_slider_moves_the_actors_distribution(shown):
 
 def test_steps_and_conditions_change_what_is_shown(shown):
     from selenium.webdriver.common.keys import Keys
+    shown.settle()
     shown.press('Message as sent')
     until(lambda: 'latent, tampered with' not in shown.data('What the actor would do next'), 'the message as it was sent')
     line = lambda: shown.js("return arguments[0].layout.shapes[0].x0", shown.figure('The game'))

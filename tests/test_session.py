@@ -1,5 +1,5 @@
 "Attribution, and runs that are opened: what the notebooks would not show."
-import json
+import copy, json
 from dataclasses import replace
 
 import pytest
@@ -19,16 +19,22 @@ from interlat.instruments.session import *
 def session(): return open_fixture()
 
 
-def test_a_decision_is_the_same_at_any_batch_size(session):
+@pytest.fixture(scope='module')
+def exact(session):
+    "The session's actor in float64."
+    return Agent(copy.deepcopy(session.actor.model).double(), session.actor.tokenizer)
+
+
+def test_a_decision_is_the_same_at_any_batch_size(session, exact):
     t = session.tasks[3]
     moment = session.moments(t.task_id)[0][2]
     messages = [session.message(t.task_id, c)[0] for c in ('latent', 'no_comm', 'cross_task', 'first_4')]
-    whole = moment.decision(session.actor)(messages)
+    whole = moment.decision(exact)(messages)
     for size in (1, 7, 1000):
-        again = Decision(session.actor, moment.turns, moment.offers, size)(messages)
-        assert torch.allclose(whole, again, atol=1e-4)
-    alone = torch.cat([moment.decision(session.actor)([m]) for m in messages])
-    assert torch.allclose(whole, alone, atol=1e-4)
+        again = Decision(exact, moment.turns, moment.offers, size)(messages)
+        assert torch.allclose(whole, again, rtol=0, atol=1e-5)
+    alone = torch.cat([moment.decision(exact)([m]) for m in messages])
+    assert torch.allclose(whole, alone, rtol=0, atol=1e-5)
 
 
 def test_what_the_actor_did_is_what_it_finds_likeliest(session):
