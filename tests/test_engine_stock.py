@@ -1,9 +1,9 @@
 "The native engine against ALFWorld's own: same text, admissible commands, won and done, command for command."
-import importlib, os, signal, tarfile
-from functools import lru_cache
+import os, signal, tarfile
 from pathlib import Path
 
 import pytest
+from stock import less_of_the_same
 
 from interlat.games.gamefile import TASK_TYPES, read_game
 from interlat.games.generate import generate_games
@@ -52,38 +52,20 @@ def games(tmp_path_factory):
     return files
 
 
-def shallow(context):
-    "`copy_context` of the stock engine without copies of the things that are named in it: nothing changes those."
-    return context | {k: dict(context[k]) for k in ('variables', 'mapping')}
-
-
 @pytest.fixture(scope='module', autouse=True)
-def less_of_the_same():
-    """At every start the stock engine translates its game again, at every step it parses the same pieces of its grammar and copies all that they
-    are about: most of its time. Here it keeps what it has translated and read, and the copies are shallow; all that it does with that it does anew."""
-    import fast_downward
-    from textworld import logic
-    from textworld.envs.pddl import textgen
-    with pytest.MonkeyPatch.context() as patch:
-        for room in (logic, textgen): patch.setattr(room._PARSER, 'parse', lru_cache(4096)(room._PARSER.parse))
-        plain = textgen.copy_context
-        patch.setattr(textgen, 'copy_context', shallow)
-        patch.setattr(fast_downward, 'pddl2sas', lru_cache(2)(fast_downward.pddl2sas)) # two translations of a game: to play, and to plan
-        yield plain
+def as_it_comes():
+    "In here the stock engine does less of the same; this undoes it."
+    with pytest.MonkeyPatch.context() as patch: yield less_of_the_same(patch)
 
 
-def test_less_of_the_same_is_the_same(games, less_of_the_same, monkeypatch):
+def test_less_of_the_same_is_the_same(games, as_it_comes, monkeypatch):
     "The stock engine as it comes, against itself with a memory and shallow copies."
-    import fast_downward
-    file, rooms = games('small/train')[1], [importlib.import_module(name) for name in ('textworld.logic', 'textworld.envs.pddl.textgen')]
+    file = games('small/train')[1]
     def shown():
         env = GameEnv(file, 'textworld')
         return [env.reset(), *(env.step(c) for c in ('inventory', 'sing', *read_game(file).walkthrough[:2]))]
-    assert all(room._PARSER.parse.cache_info().maxsize for room in rooms)
     fast = shown()
-    for room in rooms: monkeypatch.setattr(room._PARSER, 'parse', room._PARSER.parse.__wrapped__)
-    monkeypatch.setattr(rooms[1], 'copy_context', less_of_the_same)
-    monkeypatch.setattr(fast_downward, 'pddl2sas', fast_downward.pddl2sas.__wrapped__)
+    as_it_comes(monkeypatch)
     assert shown() == fast
 
 

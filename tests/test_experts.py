@@ -2,6 +2,7 @@
 import os, random, re, subprocess, sys
 
 import pytest
+from stock import less_of_the_same
 
 from interlat.games import experts
 from interlat.games.gamefile import read_game
@@ -77,6 +78,7 @@ def test_handcoded_expert_does_the_same_in_its_own_engine(files, monkeypatch):
     pytest.importorskip('textworld', reason='the stock engine is not installed: `make test` brings it')
     ours = [expert_commands(f, 'handcoded', seed=2) for f in files[:12]]
     monkeypatch.setattr(sys, 'argv', ['mine'])
+    less_of_the_same(monkeypatch)
     from alfworld.agents.expert.handcoded_expert import BasePolicy
     note = BasePolicy.update_state_tracking
     monkeypatch.setattr(BasePolicy, 'update_state_tracking', lambda self, state, last: note(self, state, 'put' + last[4:] if last.startswith('move') else last))

@@ -2,9 +2,9 @@
 
 A server has imported what is slow to import. For each program it forks a process, which gets the caller's arguments, environment,
 folder and streams, and is the program from there on; this file, run as a script, is the little process in between that the caller
-sees: it hands signals on, ends as the program ends, and takes the program with it when it is killed. What the program starts in turn
-starts cold. Not for programs that ask how they were started (what is imported, their own process id), or that set what libraries
-read when they are imported."""
+sees: it hands signals on, ends as the program ends, and takes the program with it when it is killed. `sys.executable` is such a
+Python too, so what the program starts starts warm. Not for programs that ask how they were started (what is imported, their own
+process id), or that set what libraries read when they are imported."""
 import json, os, signal, socket, sys
 from functools import cache
 
@@ -80,7 +80,9 @@ def serve(place):
         while True:
             wire, _ = listener.accept()
             with wire:
-                if not os.fork(): stand_between(listener, wire)
+                if not os.fork():
+                    sys.executable = python_at(place)
+                    stand_between(listener, wire)
 
 
 def stand_between(listener, wire):
@@ -146,6 +148,8 @@ def run(words):
     main = sys.modules['__main__'] = ModuleType('__main__')
     if how == '-m':
         sys.argv = given
+        if given[0] == 'ipykernel_launcher': # which read whose kernel it is when it was imported
+            sys.argv.append(f"--IPKernelApp.parent_handle={os.environ.get('JPY_PARENT_PID', 0)}")
         runpy.run_module(given[0], run_name='__main__', alter_sys=True)
     elif how == '-c':
         sys.argv = ['-c', *given[1:]]

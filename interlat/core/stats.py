@@ -7,6 +7,7 @@ __all__ = ['wilson', 'mcnemar', 'newcombe', 'paired_difference', 'bootstrap_ci',
            'minimum_detectable_effect', 'detectable_effect', 'holm', 'kept_part', 'pareto_front']
 
 # %% ../../nbs/01_core/03_stats.ipynb #c26fb6f1
+import gc
 from math import floor, isnan, log2, nan, sqrt
 from typing import Callable
 import numpy as np
@@ -201,7 +202,9 @@ def holm(
     "Holm's adjusted p-values."
     p = np.asarray(p_values, dtype=float)
     tested, out = ~np.isnan(p), np.full(len(p), nan)
-    if tested.any(): out[tested] = multipletests(p[tested], method='holm')[1]
+    gc.freeze() # statsmodels collects all garbage before it counts: a third of a second where torch is loaded
+    try: out[tested] = multipletests(p[tested], method='holm')[1] if tested.any() else []
+    finally: gc.unfreeze()
     return out
 
 # %% ../../nbs/01_core/03_stats.ipynb #9a02c302
