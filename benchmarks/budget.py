@@ -4,7 +4,7 @@
 
 Writing 32 messages of 64 states with tiny-qwen2 and with a random Qwen2 of 8 layers and width 512, and 2 training steps of each.
 `ratio` is measured over told: the estimator is meant to be right within about a factor of two, no better. Memory is held against
-in nbs/06_training/09_memory.ipynb."""
+in nbs/07_training/09_memory.ipynb."""
 import argparse, json, tempfile, time
 from pathlib import Path
 
@@ -15,8 +15,8 @@ from interlat.runs.costs import Training, measured_cpu, train_cost, write_cost
 from interlat.agents.collect import collect, generate_messages
 from interlat.core.basics import cli, write_atomic
 from interlat.games.household import game_task
-from interlat.agents.lm import load_lm, load_tokenizer
-from interlat.agents.chat import encode_chat
+from interlat.models.lm import load_lm, load_tokenizer
+from interlat.models.chat import encode_chat
 from interlat.messages.message import MessageStore
 from interlat.runs.provenance import machine
 from interlat.agents.new_actor import actor_for

@@ -32,13 +32,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from interlat.agents.actor import ModelWithInsertedHiddenState
 from interlat.games.generate import generate_games
-from interlat.agents.sampling import end_token_ids, pad_left
+from interlat.models.sampling import end_token_ids, pad_left
 from interlat.agents.collect import generate_messages, write_plans
 from interlat.core.basics import InterlatError, cli, set_seed, write_atomic
 from interlat.compression.distill import Distillation
 from interlat.games.household import game_task
-from interlat.agents.lm import load_lm
-from interlat.agents.chat import add_message_tokens, encode_chat
+from interlat.models.lm import load_lm
+from interlat.models.chat import add_message_tokens, encode_chat
 from interlat.compression.reason import LatentStudent, latent_reason
 from interlat.runs.provenance import machine
 

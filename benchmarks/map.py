@@ -16,15 +16,15 @@ import torch
 from interlat.agents.actor import ModelWithInsertedHiddenState
 from interlat.evaluation.answering import Completion
 from interlat.core.basics import cli, write_atomic
-from interlat.agents.lm import load_tokenizer
-from interlat.agents.chat import message_token_ids
+from interlat.models.lm import load_tokenizer
+from interlat.models.chat import message_token_ids
 from interlat.maths.grade import Grade
 from interlat.messages.message import LatentMessage, MessageStore
 from interlat.evaluation.questions import AnswerLog
 from interlat.runs.provenance import machine
 from interlat.instruments.session import save_session
 from interlat.core.tasks import Task
-from interlat.agents.tiny import tiny_lm
+from interlat.models.tiny import tiny_lm
 
 PLAN = 'take mug 1 from shelf 2, clean mug 1 with sinkbasin 1, move mug 1 to desk 1, take pen 1 from bed 1, move pen 1 to desk 1.'
 ASKED = [dict(role='user', content='Write the plan.')]

@@ -9,13 +9,13 @@ import torch
 
 from interlat.agents.actor import ModelWithInsertedHiddenState
 from interlat.games.generate import generate_games
-from interlat.agents.sampling import greedy_config
+from interlat.models.sampling import greedy_config
 from interlat.agents.collect import generate_messages
 from interlat.core.basics import write_atomic
 from interlat.agents.speaker import Speaker
 from interlat.games.household import game_task
-from interlat.agents.lm import Agent, load_lm
-from interlat.agents.chat import add_message_tokens, encode_chat
+from interlat.models.lm import Agent, load_lm
+from interlat.models.chat import add_message_tokens, encode_chat
 from interlat.messages.message import LatentMessage
 from interlat.evaluation.rollout import rollout
 from interlat.runs.provenance import machine

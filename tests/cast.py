@@ -10,9 +10,9 @@ from interlat.games.gamefile import *
 from interlat.games.find import *
 from interlat.games.generate import *
 from interlat.games.household import *
-from interlat.agents.lm import *
-from interlat.agents.chat import *
-from interlat.agents.tiny import *
+from interlat.models.lm import *
+from interlat.models.chat import *
+from interlat.models.tiny import *
 from warm import warm
 
 

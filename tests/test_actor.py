@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Trainer
 
 from interlat.agents.actor import *
 from interlat.core.basics import InterlatError
-from interlat.agents.lora import add_lora, trainable_state
+from interlat.models.lora import add_lora, trainable_state
 from interlat.messages.message import pad_messages
 
 GOLDEN = Path(__file__).resolve().parents[2]/'shared'/'golden'

@@ -6,12 +6,12 @@ from hypothesis import given, settings, strategies as st
 from transformers import AutoModelForCausalLM, MistralConfig
 
 import cast
-from interlat.agents.lm import *
+from interlat.models.lm import *
 from interlat.evaluation.answering import *
-from interlat.agents.sampling import greedy_config, through_end
+from interlat.models.sampling import greedy_config, through_end
 from interlat.core.basics import InterlatError
 from interlat.agents.speaker import Speaker
-from interlat.agents.chat import encode_chat
+from interlat.models.chat import encode_chat
 from interlat.messages.message import LatentMessage
 from interlat.core.tasks import Task
 
@@ -53,7 +53,7 @@ def test_neither_batch_nor_order_matters(asked, how):
 
 def test_several_samples_are_those_that_one_gets_one_by_one(asked):
     "Each sample by `generate` on its own, from nothing but the tokens and its noise."
-    from interlat.agents.sampling import RowSampler
+    from interlat.models.sampling import RowSampler
     from interlat.core.basics import derive_seed
     actor, tok, tasks, messages = asked
     three, ends = said(asked, temperature=.8, n_samples=3, seed=4), greedy_config(Agent(actor.base_model, tok), 6)

@@ -5,10 +5,10 @@ import pytest, torch
 
 import cast
 from warm import warm
-from interlat.agents.lm import *
-from interlat.agents.sampling import *
+from interlat.models.lm import *
+from interlat.models.sampling import *
 from interlat.agents.collect import *
-from interlat.agents.chat import encode_chat
+from interlat.models.chat import encode_chat
 from interlat.messages.message import MessageStore
 from interlat.core.tasks import Task
 

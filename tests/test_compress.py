@@ -16,8 +16,8 @@ from interlat.compression.compress import CompressionArguments, StudentCollator,
 from interlat.core.basics import InterlatError
 from interlat.compression.distill import Distillation
 from interlat.messages.exchange import export_messages
-from interlat.agents.lm import Agent, load_tokenizer
-from interlat.agents.chat import encode_chat
+from interlat.models.lm import Agent, load_tokenizer
+from interlat.models.chat import encode_chat
 from interlat.messages.message import LatentMessage, MessageStore
 from interlat.compression.reason import LatentStudent, collect_latents, latent_reason
 from interlat.core.tasks import save_conversations

@@ -5,12 +5,12 @@ import pytest, torch
 from transformers import AutoModelForCausalLM, MistralConfig
 
 import cast
-import interlat.agents.cache
-from interlat.agents.sampling import greedy_config, through_end
-from interlat.agents.lm import *
-from interlat.agents.cache import *
+import interlat.models.cache
+from interlat.models.sampling import greedy_config, through_end
+from interlat.models.lm import *
+from interlat.models.cache import *
 from interlat.agents.speaker import *
-from interlat.agents.chat import Conversation, encode_chat
+from interlat.models.chat import Conversation, encode_chat
 
 WORDS = ['mug', 'desk 1', 'go to', 'take', 'shelf 2', 'the', 'put', 'apple 1', '.', 'you see']
 
@@ -44,8 +44,8 @@ def anew(actor, tok, seat, max_new_tokens):
 def test_whoever_comes_and_goes(actor, seed, monkeypatch):
     model, tok = actor
     rng, speaker, ahead = random.Random(seed), Speaker(Agent(model, tok), max_new_tokens=7), []
-    look = interlat.agents.cache._ahead
-    monkeypatch.setattr(interlat.agents.cache, '_ahead', lambda *a: ahead.append(look(*a, worth=16)) or ahead[-1])
+    look = interlat.models.cache._ahead
+    monkeypatch.setattr(interlat.models.cache, '_ahead', lambda *a: ahead.append(look(*a, worth=16)) or ahead[-1])
     seats = [guest(tok, rng, i) for i in range(4)]
     for turn in range(8):
         expected = [anew(model, tok, s, 7) for s in seats]

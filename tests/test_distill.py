@@ -202,7 +202,7 @@ def test_a_conversation_counts_alike_in_any_batch(shape):
 def test_slices_change_nothing(monkeypatch):
     objective, b, seen = Distillation(*pair_of()), batch(), []
     said = int((b['labels'] != -100).sum())
-    objective.head.register_forward_hook(lambda m, i, o: seen.append(o.shape[:-1].numel()))
+    objective.actor.base_model.get_output_embeddings().register_forward_hook(lambda m, i, o: seen.append(o.shape[:-1].numel()))
     whole = gradient(objective, objective(b))
     with torch.no_grad(): rows = objective(b, rows=True)
     assert seen == [said]*6, 'three readings each time, supervised positions alone'

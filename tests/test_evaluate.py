@@ -11,7 +11,7 @@ from warm import warm
 import interlat.games.batch
 from interlat.games.env import GameEnv
 from interlat.agents.collect import collect
-from interlat.agents.lm import *
+from interlat.models.lm import *
 from interlat.evaluation.delivery import *
 from interlat.evaluation.evaluate import *
 from interlat.evaluation.summary import *

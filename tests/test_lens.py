@@ -3,7 +3,7 @@ import pytest
 import torch
 from cast import apart, questions, random_lm
 
-from interlat.agents.lm import *
+from interlat.models.lm import *
 from interlat.instruments.lens import *
 from interlat.instruments.moments import *
 

@@ -2,9 +2,9 @@
 import cast, pytest, torch
 
 from interlat.core.basics import InterlatError
-from interlat.agents.lm import Agent, load_lm, load_tokenizer
-from interlat.agents.chat import BOP, EOP, add_message_tokens, encode_chat, message_token_ids, plan_token_ids, render
-from interlat.agents.tiny import tiny_lm, train_tokenizer
+from interlat.models.lm import Agent, load_lm, load_tokenizer
+from interlat.models.chat import BOP, EOP, add_message_tokens, encode_chat, message_token_ids, plan_token_ids, render
+from interlat.models.tiny import tiny_lm, train_tokenizer
 
 CHAT = [dict(role='user', content='find the mug'), dict(role='assistant', content='go to desk 1'),
         dict(role='user', content='You see nothing.'), dict(role='assistant', content='go to bed 2')]

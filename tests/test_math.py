@@ -18,8 +18,8 @@ from interlat.training.objective import choose_negatives
 from interlat.maths.problems import problem_task
 from interlat.evaluation.questions import evaluate_answers, read_answers
 from interlat.commands.sources import MathData
-from interlat.agents.lm import Agent
-from interlat.agents.tiny import MATH_WORDS, train_tokenizer
+from interlat.models.lm import Agent
+from interlat.models.tiny import MATH_WORDS, train_tokenizer
 
 
 def random_model(folder, family='qwen2'):
@@ -68,7 +68,7 @@ def test_the_whole_way_for_problems(sender, tmp_path, monkeypatch, capsys):
 
 def test_samples_are_all_trained_on_and_never_each_others_wrong_message(sender, tmp_path):
     from interlat.agents.collect import collect
-    from interlat.agents.lm import load_lm
+    from interlat.models.lm import load_lm
     from interlat.core.tasks import further_samples
     writer = load_lm(sender)
     tasks = MathData(num_problems=4).tasks()

@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
-from interlat.agents.lora import *
+from interlat.models.lora import *
 from interlat.agents.actor import *
 from interlat.training.losses import *
 from interlat.training.memory import *

@@ -136,8 +136,8 @@ def test_no_gradient_through_the_wrong_message_where_none_is_wanted():
 def test_the_head_sees_supervised_positions_alone_and_a_slice_at_a_time(monkeypatch):
     a, b = actor(), batch((14, 5, 9), (7, 3, 4))
     seen, said = [], int((b['labels'] != -100).sum())
-    a.base_model.get_output_embeddings().register_forward_hook(lambda m, i, o: seen.append(o.shape[:-1].numel()))
     objective = Objective(a)
+    a.base_model.get_output_embeddings().register_forward_hook(lambda m, i, o: seen.append(o.shape[:-1].numel()))
     whole = gradient(a, objective(b, torch.zeros(3)))
     assert seen == [said]*3
     seen.clear()

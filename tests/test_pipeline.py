@@ -125,7 +125,7 @@ def test_a_dry_run_of_the_pipeline(tmp_path, monkeypatch):
 
 
 def test_a_model_that_cannot_chat_can_be_no_actor(tmp_path):
-    from interlat.agents.lm import load_lm
+    from interlat.models.lm import load_lm
     mute = load_lm('tiny-qwen2', device='cpu')
     mute.tokenizer.chat_template = None
     mute.save_pretrained(tmp_path)

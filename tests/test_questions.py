@@ -14,7 +14,7 @@ from warm import warm
 import interlat.evaluation.questions
 from interlat.evaluation.answering import Completion
 from interlat.agents.collect import collect
-from interlat.agents.lm import *
+from interlat.models.lm import *
 from interlat.evaluation.questions import *
 from interlat.core.basics import InterlatError
 from interlat.evaluation.evaluate import evaluate

@@ -94,11 +94,20 @@ def test_promised_addresses_stay(house, door, names):
     module = import_module(f'interlat.{door}')
     assert set(names.split()) <= set(module.__all__) <= set(dir(module))
     rooms = {f'{door}.__init__', door} & house.rooms.keys()
-    assert [m for m in house.rooms if not house.rooms[m].startswith('13_doors') for room, _, _ in house.imports(m) if room in rooms] == [], 'rooms go to the room itself'
+    assert [m for m in house.rooms if not house.rooms[m].startswith('14_doors') for room, _, _ in house.imports(m) if room in rooms] == [], 'rooms go to the room itself'
+
+
+@pytest.mark.parametrize('pattern, where', [
+    (r'\bbase_model\.base_model\b|\bbase_model_prefix\b|\bget_(in|out)put_embeddings\(', {'models.trunk', 'models.causal_lm'}), (r'\bDynamicCache\(', {'models.cache'}),
+    (r'config\.(hidden_size|num_hidden_layers|num_attention_heads|vocab_size|max_position_embeddings|n_embd)\b', set())])
+def test_a_model_is_asked_at_its_door(pattern, where):
+    "Rooms ask `causal_lm` for embeddings, states and logits, `Rows` to read on, and `sizes` for sizes."
+    code = {module(p): (ROOT/'interlat'/f"{module(p).replace('.', '/')}.py").read_text(encoding='utf-8') for p in LIBRARY}
+    assert {name for name, text in code.items() if re.search(pattern, text)} == where
 
 
 @pytest.mark.parametrize('what, pattern, where', [
-    ('prompts are rendered', r'\.apply_chat_template\(', {'agents.chat'}), ('a message is spliced into a prompt', r'^def splice\(', {'agents.actor'}),
+    ('prompts are rendered', r'\.apply_chat_template\(', {'models.chat'}), ('a message is spliced into a prompt', r'^def splice\(', {'agents.actor'}),
     ('a table becomes Markdown', r"' \| '\.join\(map", {'commands.report'}), ('a rate is shown with its interval', r'^def rate_cell\(', {'evaluation.summary'}),
     ('a packet is sealed', r'^def _seal\(head, payload', {'messages.packet'}), ('an adapter is read from a checkpoint', r'^def read_adapter\(', {'agents.adapter'})])
 def test_one_place_for(what, pattern, where):

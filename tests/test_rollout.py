@@ -5,14 +5,14 @@ import pytest, torch
 import cast
 import interlat.games.batch
 from interlat.games.env import GameEnv
-from interlat.agents.sampling import greedy_config, through_end
+from interlat.models.sampling import greedy_config, through_end
 from interlat.agents.collect import generate_messages
 from interlat.core.basics import InterlatError, asset
 from interlat.agents.speaker import Speaker, message_embeds
-from interlat.agents.lm import load_lm
-from interlat.agents.chat import encode_chat
+from interlat.models.lm import load_lm
+from interlat.models.chat import encode_chat
 from interlat.messages.message import LatentMessage
-from interlat.agents.lm import *
+from interlat.models.lm import *
 from interlat.evaluation.rollout import *
 
 SHORT = dict(max_new_tokens=6, max_steps=4, progress=False)

@@ -8,7 +8,7 @@ from cast import actor, games, lm, questions, tokenizer
 
 from interlat.core.basics import *
 from interlat.messages.message import *
-from interlat.agents.lm import *
+from interlat.models.lm import *
 from interlat.agents.collect import *
 from interlat.evaluation.questions import *
 from interlat.instruments.attribution import *

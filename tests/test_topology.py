@@ -10,12 +10,12 @@ from interlat.instruments.attribution import Decision, leave_out, leave_span_out
 from interlat.agents.collect import collect
 from interlat.core.basics import InterlatError
 from interlat.evaluation.evaluate import Contender, evaluate
-from interlat.agents.chat import encode_chat, plan_token_ids
+from interlat.models.chat import encode_chat, plan_token_ids
 from interlat.messages.message import LatentMessage, MessageStore
 from interlat.evaluation.rollout import rollout
 from interlat.games.household import knowing, share
 from interlat.core.tasks import Task
-from interlat.agents.lm import *
+from interlat.models.lm import *
 from interlat.agents.joining import *
 from interlat.agents.topology import *
 

@@ -9,8 +9,8 @@ from interlat.core.basics import InterlatError
 from interlat.messages.message import MessageStore
 from interlat.training.objective import Objective, choose_negatives
 from interlat.core.tasks import further_samples
-from interlat.agents.lm import Agent
-from interlat.agents.chat import align_plan
+from interlat.models.lm import Agent
+from interlat.models.chat import align_plan
 from interlat.training.lessons import ActorCollator, ActorDataset, pad_ids
 from interlat.training.settings import ActorArguments
 from interlat.training.trainer import last_checkpoint

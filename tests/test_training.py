@@ -18,7 +18,7 @@ from interlat.core.arguments import parse
 from interlat.core.basics import InterlatError
 from interlat.messages.exchange import export_messages
 from interlat.messages.message import MessageStore
-from interlat.agents.lm import Agent
+from interlat.models.lm import Agent
 from interlat.agents.new_actor import ActorConfig
 from interlat.training.settings import ActorArguments
 from interlat.training.trainer import last_checkpoint
