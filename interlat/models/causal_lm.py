@@ -29,11 +29,13 @@ class CausalLM:
     @property
     def config(self): return self.lm.config.get_text_config(decoder=True) # of the half that reads and writes text
     @property
-    def embedding(self)->nn.Module: return self.lm.get_input_embeddings()
+    def embedding(self)->nn.Module:
+        table = self.lm.get_input_embeddings()
+        if hasattr(table, 'embedding_dim'): return table
+        raise InterlatError(f"{type(self.lm).__name__} looks words up in a {type(table).__name__}, not in one table; use another model")
+
     @property
-    def input_width(self)->int: # E
-        if hasattr(self.embedding, 'embedding_dim'): return self.embedding.embedding_dim
-        raise InterlatError(f"{type(self.lm).__name__} looks words up in a {type(self.embedding).__name__}, not in one table; use another model")
+    def input_width(self)->int: return self.embedding.embedding_dim # E
     @property
     def stand_in(self)->int: return getattr(self.config, 'pad_token_id', None) or 0 # the id of a vector that stands for no token
 
@@ -122,7 +124,7 @@ class CausalLM:
 
     @property
     def prompts(self)->tuple[Tensor,Tensor]: # (10,) and (6,) ids to try things with
-        ids = plain_ids(self.lm, self.config, self.input_width and self.embedding.num_embeddings)
+        ids = plain_ids(self.lm, self.config, self.embedding.num_embeddings)
         return ids, ids.flip(0)[:6]
     @property
     def _trunk(self): return self.once('trunk', lambda: (find_trunk(self.lm, self.prompts[0][None]), ''), Trunk([self.lm.base_model_prefix], None, None, None))
