@@ -23,6 +23,7 @@ def _say(model, rows):
 def _try_generate(lm, vectors):
     "'generate' or 'loop', and why not the former."
     model = causal_lm(lm)
+    if lm.config.model_type in OFF_PAST_THE_WINDOW: return 'loop', 'cached steps are off past its window'
     a, b = model.prompts
     ids, mask = torch.full((2, len(a)), model.stand_in, device=a.device), torch.zeros(2, len(a), dtype=torch.long, device=a.device)
     ids[0], ids[1,-len(b):], mask[0], mask[1,-len(b):] = a, b, 1, 1
