@@ -2,7 +2,7 @@ import json, shutil, sys, warnings
 from pathlib import Path
 
 import pytest, torch
-from cast import apart, pair
+from cast import apart, exact, pair
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, Trainer, TrainingArguments
 
@@ -46,9 +46,14 @@ def padded(rows, labels, side='right', extra=0):
     return ids, mask, torch.stack([fill(l, -100) for l in labels])
 
 
+@pytest.fixture
+def float64():
+    with exact(): yield
+
+
 @pytest.mark.parametrize('Config', [Qwen2Config, LlamaConfig])
 @pytest.mark.parametrize('side, extra', [('right', 0), ('right', 5), ('left', 3)])
-def test_neither_padding_nor_batch_changes_a_row(Config, side, extra):
+def test_neither_padding_nor_batch_changes_a_row(Config, side, extra, float64):
     a, (rows, labels, at, states) = actor(Config).double(), batch()
     h, h_mask = pad_messages(states)
     together = a(*padded(rows, labels, side, extra), at, a.embed_message(h, h_mask), h_mask)
@@ -62,7 +67,7 @@ def test_neither_padding_nor_batch_changes_a_row(Config, side, extra):
     torch.testing.assert_close(together.loss, (torch.stack([p.loss for p in parts])*n).sum()/n.sum())
 
 
-def test_gradients_are_those_of_the_rows_and_finite():
+def test_gradients_are_those_of_the_rows_and_finite(float64):
     a, (rows, labels, at, states) = actor().double(), batch()
     def grads(loss):
         a.zero_grad(); loss.backward()
