@@ -212,7 +212,7 @@ def way_on(
         wrong = []
         for way in WAYS_ON[not keeps_everything(lm):-1] if model.rows == 'together' else ():
             try: why = _try_on(lm, way)
-            except Exception as e: why = f'{type(e).__name__}: {first_line(e)}'
+            except Exception as e: why = error_line(e)
             if not why: return way, ''
             wrong.append(f'{way}: {why}')
         return 'again', '; '.join(wrong) or 'rows of unequal length are read alone'

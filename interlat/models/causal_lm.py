@@ -7,6 +7,7 @@ __all__ = ['CausalLM', 'causal_lm']
 
 # %% ../../nbs/05_models/03_causal_lm.ipynb #4c34a4ca
 import inspect
+from functools import cached_property
 
 import torch
 from torch import nn, Tensor
@@ -118,9 +119,10 @@ class CausalLM:
         if kept[layer].dim() != 3: raise InterlatError(f"layer {layer} of {type(self.lm).__name__} has states of shape {tuple(kept[layer].shape)}; use -1, the last one")
         return kept[layer]
 
-    def _takes(self, name):
-        known = inspect.signature(self.trunk.forward).parameters
-        return name in known or any(p.kind == p.VAR_KEYWORD for p in known.values())
+    @cached_property
+    def _known(self): return inspect.signature(self.trunk.forward).parameters
+
+    def _takes(self, name): return name in self._known or any(p.kind == p.VAR_KEYWORD for p in self._known.values())
 
     @property
     def prompts(self)->tuple[Tensor,Tensor]: # (10,) and (6,) ids to try things with

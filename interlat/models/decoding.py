@@ -31,7 +31,7 @@ def _try_generate(lm, vectors):
     if vectors and model.input == 'ids': return 'loop', 'the model looks more up by ids than vectors'
     plain = GenerationConfig(max_new_tokens=3, do_sample=False, pad_token_id=model.stand_in, output_logits=True, return_dict_in_generate=True)
     try: out = lm.generate(**given, attention_mask=mask, generation_config=plain)
-    except Exception as e: return 'loop', f'generate: {type(e).__name__}: {first_line(e)}'
+    except Exception as e: return 'loop', f'generate: {error_line(e)}'
     new = out.sequences[:,-len(out.logits):]
     for k, said in enumerate(out.logits):
         wanted = _say(model, [torch.cat([row, new[j,:k]]) for j, row in enumerate((a, b))])
@@ -66,6 +66,7 @@ def _write_on(lm, ids, mask, embeds, config, processors, settings):
     if odd: raise InterlatError(f"{type(lm).__name__} cannot write by generate, and without it {odd[0]} is not known; leave it out")
     model, rows, n = causal_lm(lm), Rows(lm, len(ids)), wanted['max_new_tokens'] or 20
     ends = wanted['eos_token_id'] if isinstance(wanted['eos_token_id'], list) else [wanted['eos_token_id']]
+    ends = torch.tensor([e for e in ends if e is not None], dtype=ids.dtype, device=ids.device)
     new, live = ids[:,:0], torch.ones(len(ids), dtype=torch.bool, device=ids.device)
     z = rows.read(model.embed(ids)*mask[...,None] if embeds is None else embeds, mask, ids)
     while True:
@@ -73,6 +74,6 @@ def _write_on(lm, ids, mask, embeds, config, processors, settings):
         for process in processors: scores = process(new, scores)
         token = torch.where(live, scores.argmax(-1), wanted['pad_token_id'] or 0)
         new = torch.cat([new, token[:,None]], 1)
-        live = live & ~torch.isin(token, torch.tensor([e for e in ends if e is not None], dtype=token.dtype, device=token.device))
+        live = live & ~torch.isin(token, ends)
         if new.shape[1] == n or not live.any(): return new
         z = rows.read(model.embed(token[:,None]), live[:,None], token[:,None])

@@ -70,13 +70,15 @@ class Trunk(NamedTuple):
 
     def head(self, lm, z): # of the model that it was found in
         "Logits (1, T, V) of states (1, T, D), by the model's own forward pass."
-        return with_part(lm, self.path, still_trunk(lm.get_submodule('.'.join(self.path)), self.said, z))(input_ids=self.ids[:,:1].expand(z.shape[:2])).logits
+        still = still_trunk(lm.get_submodule('.'.join(self.path)), self.said, z)
+        return with_part(lm, self.path, still)(input_ids=self.ids[:,:1].expand(z.shape[:2])).logits
 
 def find_trunk(lm, ids):
     "The outermost part of a model that its head needs nothing else of. Raises `InterlatError` if there is none."
     said, hooks, words = [], [], lm.get_input_embeddings()
     for name, part in lm.named_modules():
-        if name and name.count('.') < 3 and part is not words and words in part.modules(): hooks.append(part.register_forward_hook(lambda m, args, out, name=name: said.append((name, out))))
+        if not name or name.count('.') > 2 or part is words or words not in part.modules(): continue
+        hooks.append(part.register_forward_hook(lambda m, args, out, name=name: said.append((name, out))))
     try: logits = lm(input_ids=ids).logits
     finally:
         for h in hooks: h.remove()
