@@ -120,9 +120,12 @@ class CausalLM:
         return kept[layer]
 
     @cached_property
-    def _known(self): return inspect.signature(self.trunk.forward).parameters
+    def _known(self):
+        "Names that the trunk takes; None: any."
+        takes = inspect.signature(self.trunk.forward).parameters
+        return None if any(p.kind == p.VAR_KEYWORD for p in takes.values()) else set(takes)
 
-    def _takes(self, name): return name in self._known or any(p.kind == p.VAR_KEYWORD for p in self._known.values())
+    def _takes(self, name): return self._known is None or name in self._known
 
     @property
     def prompts(self)->tuple[Tensor,Tensor]: # (10,) and (6,) ids to try things with

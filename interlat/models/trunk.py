@@ -26,8 +26,8 @@ def same_reading(
 )->bool:
     "Are two readings the same but for rounding: a thousandth of the spread of the numbers, in half precision a tenth?"
     if found.shape != wanted.shape or not found.isfinite().all(): return False
-    most = .1 if found.dtype in _HALF else 1e-3
-    return bool((found.double() - wanted.double()).abs().max() <= most*wanted.double().std())
+    most, wanted = .1 if found.dtype in _HALF else 1e-3, wanted.to(found.device).double() # a model may have moved since
+    return bool((found.double() - wanted).abs().max() <= most*wanted.std())
 
 # %% ../../nbs/05_models/02_trunk.ipynb #03d880b4
 @contextmanager
@@ -71,7 +71,7 @@ class Trunk(NamedTuple):
     def head(self, lm, z): # of the model that it was found in
         "Logits (1, T, V) of states (1, T, D), by the model's own forward pass."
         still = still_trunk(lm.get_submodule('.'.join(self.path)), self.said, z)
-        return with_part(lm, self.path, still)(input_ids=self.ids[:,:1].expand(z.shape[:2])).logits
+        return with_part(lm, self.path, still)(input_ids=self.ids[:,:1].to(z.device).expand(z.shape[:2])).logits
 
 def find_trunk(lm, ids):
     "The outermost part of a model that its head needs nothing else of. Raises `InterlatError` if there is none."
