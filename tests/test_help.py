@@ -48,7 +48,7 @@ def test_kept_help_is_what_the_parser_says(command):
 
 
 def test_each_command_has_its_file_and_no_other():
-    assert {p.stem for p in asset('help').iterdir()} == {*HELPED, *HELPED_BY_KIND} == {*SCRIPTS} - {'interlat-run'}
+    assert {p.stem for p in asset('help').iterdir()} == {*HELPED, *HELPED_BY_KIND} == {*SCRIPTS} - {'interlat-run', 'interlat-check'}
 
 
 @here

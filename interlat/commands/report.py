@@ -64,10 +64,11 @@ def made_by(
     manifest:str|Path, # of the run, kept beside its tables
     link:str='', # to it, from the page
 )->str: # one line of Markdown
-    "Which notebook, code, machine and time a number is of. Raises `InterlatError` if there is no manifest."
+    "Which notebook or command, code, machine and time a number is of. Raises `InterlatError` if there is no manifest."
     m = json.loads(check_file(manifest, 'manifest of a run', 'run it again, and `make results`').read_text(encoding='utf-8'))
     git, host = m['git'], m['machine']
-    code = f"`{Path(m['notebook']).name}` at revision `{git['revision'][:10]}`{', with changes' if git['dirty'] else ''}"
+    made_by = Path(m['notebook']).name if 'notebook' in m else m['command']
+    code = f"`{made_by}` at revision `{git['revision'][:10]}`{', with changes' if git['dirty'] else ''}"
     took = f"{m['seconds']/60:.0f} minutes, {m['peak_memory_mb']/1024:.1f} GB at most"
     where = f"on {host['cores']} cores ({host['cpu']}), {host['gpu'] or 'no GPU'}, torch {m['packages']['torch']}"
     shown = ('n_train', 'n_eval', 'seed', 'seeds', 'training_seeds')

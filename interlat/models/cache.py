@@ -209,11 +209,12 @@ def way_on(
     model = causal_lm(lm)
     def attempt():
         if lm.config.model_type in OFF_PAST_THE_WINDOW: return 'again', 'cached steps are off past its window'
-        wrong = []
+        wrong = [] if keeps_everything(lm) else ['its cache forgets']
         for way in WAYS_ON[not keeps_everything(lm):-1] if model.rows == 'together' else ():
             try: why = _try_on(lm, way)
             except Exception as e: why = error_line(e)
-            if not why: return way, ''
+            if not why: return way, '; '.join(wrong)
             wrong.append(f'{way}: {why}')
-        return 'again', '; '.join(wrong) or 'rows of unequal length are read alone'
+        if model.rows == 'alone': wrong.append('rows of unequal length are read alone')
+        return 'again', '; '.join(wrong)
     return model.once('reading on', attempt, 'holes' if keeps_everything(lm) else 'steps')

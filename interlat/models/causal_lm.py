@@ -128,8 +128,11 @@ class CausalLM:
     def _takes(self, name): return self._known is None or name in self._known
 
     @property
+    def plain_ids(self)->list[int]: return plain_ids(self.lm, self.config, self.embedding.num_embeddings) # that mean nothing special
+    @property
     def prompts(self)->tuple[Tensor,Tensor]: # (10,) and (6,) ids to try things with
-        ids = plain_ids(self.lm, self.config, self.embedding.num_embeddings)
+        usual = self.plain_ids
+        ids = torch.tensor((usual[::max(1, len(usual)//10)]*10)[:10], device=self.lm.device)
         return ids, ids.flip(0)[:6]
     @property
     def _trunk(self): return self.once('trunk', lambda: (find_trunk(self.lm, self.prompts[0][None]), ''), Trunk([self.lm.base_model_prefix], None, None, None))
@@ -198,8 +201,9 @@ def _try_padding(model):
 # %% ../../nbs/05_models/03_causal_lm.ipynb #b7a018f9
 def causal_lm(
     lm, # Hugging Face causal language model
-    probe:bool=True, # try what it promises; False: believe it
+    probe:bool|None=None, # try what it promises; False: believe it, from now on; None: as it was asked for before, at first True
 )->CausalLM: # the same one each time
     "The door to a model; what was tried is known to whoever comes after."
-    if '_causal_lm' not in vars(lm): vars(lm)['_causal_lm'] = CausalLM(lm, probe)
+    known = vars(lm).get('_causal_lm')
+    if known is None or probe not in (None, known.probe): vars(lm)['_causal_lm'] = CausalLM(lm, probe is not False)
     return vars(lm)['_causal_lm']

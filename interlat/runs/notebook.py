@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['notebook_parameters', 'as_type', 'check_parameters', 'read_parameters', 'stage', 'read_stages', 'RunFailed',
-           'read_manifest', 'plan_run', 'run_notebook']
+           'record_run', 'read_manifest', 'plan_run', 'run_notebook']
 
 # %% ../../nbs/13_runs/02_notebook.ipynb #e25c99fb
 import ast, json, sys, time
@@ -149,11 +149,11 @@ def _now()->str: # UTC, to the second
     return datetime.now(timezone.utc).isoformat(timespec='seconds')
 
 @contextmanager
-def _record(
+def record_run(
     out:Path, # the run's folder
     manifest:dict, # what is known before the run; grows
 ):
-    "Keep `<out>/manifest.json`: state, times, peak memory and stages, also when the body raises."
+    "Keep `<out>/manifest.json` of what the block does: state, times, peak memory and stages, also when it raises."
     def save(): write_atomic(out/'manifest.json', json.dumps(manifest, indent=1) + '\n')
     manifest.update(state='running', started=_now())
     save()
@@ -230,5 +230,5 @@ def run_notebook(
     out.mkdir(parents=True, exist_ok=True)
     with _alone(out):
         (out/'stages.jsonl').unlink(missing_ok=True)
-        with _record(out, manifest): _execute(notebook, out/Path(notebook).name, manifest['parameters'])
+        with record_run(out, manifest): _execute(notebook, out/Path(notebook).name, manifest['parameters'])
     return manifest

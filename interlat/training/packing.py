@@ -115,14 +115,15 @@ def use_packing(
     lm, # Hugging Face causal language model, changed in place
 )->bool: # whether it is packed from now on
     "Let the model look up `packed_attention`, if it says that it can, and does."
-    door = causal_lm(lm)
-    right = can_pack(lm) and door.once('training', lambda: _try_packing(lm), 'packed') == 'packed'
+    believed = 'packed' if can_pack(lm) else 'plain'
+    right = causal_lm(lm).once('training', lambda: _try_packing(lm), believed) == 'packed'
     if right: lm.set_attn_implementation(ATTENTION)
     return right
 
 def _try_packing(lm):
     "'packed' or 'plain': two rows, read with two messages each."
     door, before = causal_lm(lm), lm.config._attn_implementation
+    if not can_pack(lm): return 'plain', 'not all of its layers say that they attend to all that comes before, by the attention interface'
     if door.input == 'ids' or door.rows == 'alone': return 'plain', 'packed rows are read as vectors, and together'
     reader, (a, b) = SimpleNamespace(base_model=lm, door=door, plan_embeds=door.embed, message_id=door.stand_in), door.prompts
     ids, mask = (torch.stack([x, torch.cat([y, y.new_zeros(4)])]) for x, y in ((a, b), (torch.ones_like(a), torch.ones_like(b))))
