@@ -53,7 +53,7 @@ def _length(tokenizer, message, channel):
 def check_chats(
     actor:Agent, # a `ModelWithInsertedHiddenState`
     chats:list[tuple[str,list[dict]]], # of each conversation a name and its turns, up to where the actor speaks; none: not looked at
-    messages, # a message, or None, for each; asked for by number
+    message, # function of a conversation's number: its message, or None
     channel:str='latent', # how the messages come in: 'latent', 'text' or 'none'
     max_new_tokens:int=32, # most tokens that the actor writes
 )->None:
@@ -65,7 +65,7 @@ def check_chats(
         if not turns: continue
         prompt = len(encode_chat(tokenizer, turns, add_generation_prompt=True))
         if prompt + most + max_new_tokens <= window: continue
-        n = 0 if silent else _length(tokenizer, messages[i], channel)
+        n = 0 if silent else _length(tokenizer, message(i), channel)
         check_window(model.config, prompt, block_length(model, n), max_new_tokens, name)
 
 # %% ../../nbs/06_agents/04_speaker.ipynb #ae7c72f8
@@ -101,7 +101,7 @@ class Speaker:
         check_range(0, temperature=temperature)
         self.actor, self.tokenizer = actor
         self.model = self.actor.eval().base_model
-        self.door = causal_lm(self.model)
+        self.door, self.window = causal_lm(self.model), sizes(self.model.config).window
         self.max_new_tokens, self.temperature, self.cache = max_new_tokens, temperature, cache and way_on(self.model) == 'holes'
         self.ends, self.pad = end_token_ids(Agent(self.model, self.tokenizer)), self.tokenizer.pad_token_id or 0
         self.seats, self.rows = [], None # who sits in which row of the cache
@@ -113,8 +113,9 @@ class Speaker:
     )->None:
         "Raise `InterlatError` if a conversation, with its message and what is said next, is longer than the window."
         seat.chat.open()
-        message = 0 if seat.embeds is None else block_length(self.actor, len(seat.embeds))
-        check_window(self.model.config, len(seat.chat.input_ids), message, self.max_new_tokens, what)
+        prompt, message = len(seat.chat.input_ids), 0 if seat.embeds is None else block_length(self.actor, len(seat.embeds))
+        if self.window is not None and prompt + message + self.max_new_tokens > self.window:
+            check_window(self.model.config, prompt, message, self.max_new_tokens, what)
 
     @torch.inference_mode()
     def speak(self,

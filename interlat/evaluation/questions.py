@@ -119,7 +119,7 @@ def evaluate_answers(
     asked = Evaluation(Contender(actor, store=store), tasks, conditions, actors or {}, seeds, how)
     log = AnswerLog(Path(out)/'answers.csv')
     rounds = plan_rounds(asked, log)
-    for r in rounds: check_chats(r.who.actor, asked_in(r.tasks), r.messages, r.who.channel, how.max_new_tokens)
+    for r in rounds: check_chats(r.who.actor, asked_in(r.tasks), r.messages.__getitem__, r.who.channel, how.max_new_tokens)
     with Grader(how.workers, how.time_limit) as grader:
         for r in rounds:
             for result in r.watched(_results(r, how, grader), progress): log.append(r.condition, result, r.seed)

@@ -129,7 +129,7 @@ def check_openings(
 )->None:
     "Raise `InterlatError` for a game that the actor's window has no room to begin."
     def first(g): return [t for t in getattr(g, 'turns', ()) if t['role'] == 'user'][:1]
-    check_chats(actor, [(f"game {getattr(g, 'task_id', g)}", first(g)) for g in games], messages, channel, max_new_tokens)
+    check_chats(actor, [(f"game {getattr(g, 'task_id', g)}", first(g)) for g in games], messages.__getitem__, channel, max_new_tokens)
 
 def play(
     actor:Agent, # a `ModelWithInsertedHiddenState`; is put in eval mode
