@@ -33,7 +33,7 @@ def relay_messages(
     actor:Agent, # a `ModelWithInsertedHiddenState` of width E with a chat template; is put in eval mode
     prompts:list[list[dict]], # chats: turns with `role` and `content`
     messages:list[LatentMessage], # what it reads with each
-    max_new_tokens:int=800, # most tokens of a plan, the end token included
+    max_new_tokens:int=LONGEST_PLAN, # most tokens of a plan, the end token included
     temperature:float=0., # 0: the most probable token each time
     seeds:list[int]|None=None, # one a prompt, needed if the temperature is not 0
 )->list[tuple]: # of each prompt: states (L, E) of the last layer, L token ids, the plan's text
@@ -75,11 +75,14 @@ def relay(
     **writing, # `max_new_tokens`, `temperature`: as in `relay_messages`
 )->MessageStore: # `store`, with the messages of all processes
     """Read a message and write one, for each task that has none yet.
-    Raises `InterlatError` if a store is another model's, or a message to read is missing."""
+    Raises `InterlatError` if a store is another model's, a message to read is missing, or the relay's window is too short."""
     settings = actor.model.settings
     incoming.check(width=settings['input_size'])
     store.check(width=settings['hidden_size'], layer=-1)
     incoming.need(t.task_id for t in tasks)
+    todo = [t for t in tasks if t.task_id not in store]
+    chats = [(f'task {t.task_id}', t.prompt) for t in todo]
+    check_chats(actor, chats, lambda i: incoming[todo[i].task_id], max_new_tokens=writing.get('max_new_tokens', LONGEST_PLAN))
     def write(batch):
         seeds = [derive_seed(seed, 'collect', t.task_id) for t in batch]
         read = [incoming[t.task_id] for t in batch]

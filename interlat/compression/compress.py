@@ -22,6 +22,7 @@ from ..models.lm import *
 from ..models.chat import *
 from ..models.sampling import *
 from ..models.lora import *
+from ..agents.collect import *
 from ..agents.new_actor import *
 from ..training.settings import *
 from ..training.lessons import *
@@ -117,6 +118,9 @@ def compression_trainer(
     if args.n_gpu > 1: args._n_gpu = 1 # a process uses one GPU; torchrun starts more processes
     def lessons(some): return StudentDataset(some, actor.tokenizer, store, student.tokenizer, args.max_length) if some else None
     train, measured = map(lessons, held_out(tasks, args))
+    K = student.model.settings['K']
+    check_prompts(student, tasks, message=K)
+    for some in (train, measured): check_lessons(actor.model, some, K=K)
     objective = Distillation(student.model, actor.model, args.temperature, args.weight_clip)
     trainer = CompressionTrainer(model=objective, args=args, train_dataset=train, eval_dataset=measured,
                                  data_collator=StudentCollator(actor.tokenizer.pad_token_id), processing_class=student.tokenizer)
@@ -169,6 +173,7 @@ def new_student(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         student = Agent(LatentStudent(lm, output_size=store.width, K=config.K), tokenizer)
+    check_prompts(student, tasks, message=config.K)
     if config.projector == 'ridge': calibrate(student, tasks, store)
     if config.lora is not None: add_lora(lm, config.lora, seed)
     return student

@@ -63,6 +63,7 @@ def actor_loss(
     model, tokenizer = actor
     channel, reading = ('none', 'none') if store is None else ('latent', 'right')
     objective, data = Objective(model.eval(), channel), ActorDataset(tasks, tokenizer, store)
+    check_lessons(model, data, channel)
     collate = ActorCollator(tokenizer.pad_token_id)
     total = tokens = 0
     for i in range(0, len(data), batch_size):

@@ -163,10 +163,11 @@ def latent_reason(
     K:int|None=None, # states of a message; None: the student's own
 )->Tensor: # (B, K, output_size) in the model's number type
     """The states of K latent steps after each prompt (Du et al. 2025, §4).
-    Raises `InterlatError` for K below 1, an empty prompt, or a model that keeps no keys in training."""
+    Raises `InterlatError` for K below 1, an empty prompt, one too long for the model, or a model that keeps no keys in training."""
     lm, K = student.lm, student.settings['K'] if K is None else K
     check_range(1, K=K)
     ids, mask = left_padded(prompts, lm.device)
+    check_window(lm.config, ids.shape[1], K, what='a prompt')
     door, rows, states = causal_lm(lm), Rows(lm, len(ids)), []
     step, thought = mask.new_ones(len(mask), 1), ids.new_full((len(ids), 1), door.stand_in)
     z = rows.read(door.embed(ids), mask, ids)
@@ -187,11 +188,13 @@ def calibrate(
     batch_size:int=32, # messages read at a time
 )->dict[str,float]: # R² of `projection`, and of `output_proj` where there is one
     """Fit the student's linear layers to what a sender wrote.
-    Raises `InterlatError` for a student without a projection, or if no task has a message with words."""
+    Raises `InterlatError` for a student without a projection, if no task has a message with words, or for one too long for the student."""
     model, feedback = student.model, student.model.settings['feedback']
     if feedback != 'projection': raise InterlatError(f"feedback {feedback!r} has nothing to fit; use a student with 'projection'")
     messages, prompts, plans = _written(student.tokenizer, tasks[:CALIBRATED], store)
     embed, inward, outward = causal_lm(model.lm).embed, [], []
+    prompt, plan = max(zip(map(len, prompts), map(len, plans)), key=sum)
+    check_window(model.config, prompt, 0, plan, 'a prompt with its plan')
     for i in range(0, len(messages), batch_size):
         some = slice(i, i+batch_size)
         for m, plan, h in zip(messages[some], plans[some], read_states(model.lm, prompts[some], plans[some])):
@@ -222,12 +225,13 @@ def collect_latents(
     progress:bool=True, # show a progress bar, of the first process's share
 )->MessageStore: # `store`, with the messages of all processes
     """A message of K states for each task that has none yet (Du et al. 2025, §4).
-    Raises `InterlatError` for K below 1, or a store of another width or K."""
+    Raises `InterlatError` for K below 1, a store of another width or K, or a prompt and K states longer than the window."""
     model, tokenizer = student
     model.eval()
     K = model.settings['K'] if K is None else K
     check_range(1, K=K)
     store.check(width=model.settings['output_size'], layer=-1)
+    check_prompts(student, [t for t in tasks if t.task_id not in store], message=K)
     found = len(next(iter(store))) if len(store) else K
     if found != K: raise InterlatError(f"message store {store.path} has messages of {found} states, wanted {K}; use another folder")
     @torch.no_grad()

@@ -233,6 +233,7 @@ def evaluate(
     asked = Evaluation(Contender(actor, store=store), games, conditions, actors or {}, seeds, how)
     log = GameLog(Path(out)/'games.csv')
     rounds = plan_rounds(asked, log)
+    for r in rounds: check_openings(r.who.actor, r.tasks, r.messages, r.who.channel, how.max_new_tokens)
     for r in rounds:
         settings = asdict(replace(how, seed=r.seed))
         episodes = play(r.who.actor, r.tasks, r.messages, r.who.channel, **settings)

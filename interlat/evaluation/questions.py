@@ -21,6 +21,7 @@ from ..messages.message import *
 from ..maths.boxed import *
 from ..maths.grade import *
 from ..models.lm import *
+from ..agents.speaker import *
 from .answering import *
 from .log import *
 from .evaluate import *
@@ -118,6 +119,7 @@ def evaluate_answers(
     asked = Evaluation(Contender(actor, store=store), tasks, conditions, actors or {}, seeds, how)
     log = AnswerLog(Path(out)/'answers.csv')
     rounds = plan_rounds(asked, log)
+    for r in rounds: check_chats(r.who.actor, asked_in(r.tasks), r.messages.__getitem__, r.who.channel, how.max_new_tokens)
     with Grader(how.workers, how.time_limit) as grader:
         for r in rounds:
             for result in r.watched(_results(r, how, grader), progress): log.append(r.condition, result, r.seed)

@@ -22,12 +22,12 @@ from ..training.memory import *
 
 # %% ../../nbs/13_runs/05_costs.ipynb #20b90005
 _SHAPE = ('hidden_size', 'intermediate_size', 'num_hidden_layers', 'num_attention_heads', 'num_key_value_heads',
-          'vocab_size', 'tie_word_embeddings')
+          'vocab_size', 'tie_word_embeddings', 'max_position_embeddings')
 KNOWN = { # hub id -> family, then its shape in the order of `_SHAPE`
-    'Qwen/Qwen2.5-7B': ('qwen2', 3584, 18944, 28, 28, 4, 152064, False),
-    'Qwen/Qwen2.5-0.5B': ('qwen2', 896, 4864, 24, 14, 2, 151936, True),
-    'meta-llama/Llama-3.1-8B': ('llama', 4096, 14336, 32, 32, 8, 128256, False),
-    'HuggingFaceTB/SmolLM2-135M': ('llama', 576, 1536, 30, 9, 3, 49152, True)}
+    'Qwen/Qwen2.5-7B': ('qwen2', 3584, 18944, 28, 28, 4, 152064, False, 32768),
+    'Qwen/Qwen2.5-0.5B': ('qwen2', 896, 4864, 24, 14, 2, 151936, True, 32768),
+    'meta-llama/Llama-3.1-8B': ('llama', 4096, 14336, 32, 32, 8, 128256, False, 131072),
+    'HuggingFaceTB/SmolLM2-135M': ('llama', 576, 1536, 30, 9, 3, 49152, True, 8192)}
 
 def model_config(
     name:str|Path, # preset, packaged model, folder or hub id

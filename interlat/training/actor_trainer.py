@@ -130,6 +130,7 @@ def actor_trainer(
         if isinstance(m, torch.nn.MultiheadAttention): m.dropout = args.adapter_dropout
     if args.n_gpu > 1: args._n_gpu = 1 # a process uses one GPU; torchrun starts more processes
     train, measured = (ActorDataset(x, tokenizer, store, args.max_length) if x else None for x in held_out(tasks, args))
+    for lessons in (train, measured): check_lessons(model, lessons, args.channel)
     alignment = dict(alpha=args.alpha, beta=args.beta, kl_direction=args.kl_direction)
     objective = Objective(model, args.channel, args.mismatched_gradient, **alignment)
     trainer = ActorTrainer(model=objective, args=args, train_dataset=train, eval_dataset=measured, callbacks=list(callbacks),
