@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['LOG', 'same_reading', 'quietly', 'error_line', 'states_in', 'still_trunk', 'with_part', 'Trunk', 'find_trunk',
-           'looked_up', 'plain_ids']
+           'looked_up', 'plain_ids', 'kept_after', 'find_layers']
 
 # %% ../../nbs/05_models/02_trunk.ipynb #abd3cf51
 import copy, logging
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
 import torch
@@ -111,3 +111,27 @@ def plain_ids(lm, config, n):
     usual = [i for i in range(min(3, n//4), n) if i not in named]
     usual = usual[:max(10, len(usual)//2)]
     return torch.tensor((usual[::max(1, len(usual)//10)]*10)[:10], device=lm.device)
+
+# %% ../../nbs/05_models/02_trunk.ipynb #6b7e124b
+@contextmanager
+def kept_after(layers, n):
+    "Within the block a list that gets the states after the n-th of these layers; for 0, what the first one reads."
+    said = []
+    def reads(module, args, kwargs): said.append(args[0] if args else kwargs.get('hidden_states'))
+    if n: hook = layers[n-1].register_forward_hook(lambda module, args, out: said.append(states_in(out)))
+    else: hook = layers[0].register_forward_pre_hook(reads, with_kwargs=True)
+    try: yield said
+    finally: hook.remove()
+
+def _in_a_row(layers, run, shape):
+    "Whether each of these layers is called once, and reads the states of this shape that the one before made."
+    with ExitStack() as hooks:
+        read, made = [[hooks.enter_context(kept_after([layer], n)) for layer in layers] for n in (0, 1)]
+        run()
+    if any(len(x) != 1 or not isinstance(x[0], Tensor) or x[0].shape[:2] != shape for x in read + made): return False
+    return all(torch.equal(a[0], b[0]) for a, b in zip(made, read[1:]))
+
+def find_layers(trunk, depth, ids):
+    "The name of the list of a trunk's layers, of which there are `depth`; '' if there is none."
+    lists = [(name, part) for name, part in trunk.named_modules() if isinstance(part, nn.ModuleList) and len(part) == depth]
+    return next((name for name, part in lists if _in_a_row(part, lambda: trunk(input_ids=ids), ids.shape)), '')
