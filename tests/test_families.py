@@ -1,13 +1,15 @@
 "Language models of different kinds are right at every door, or refused by name."
 import logging
 
-import pytest
+import pytest, torch
 
+from interlat.core.basics import InterlatError
+from interlat.agents.collect import read_states
 from interlat.instruments.check import STATES, check_doors, slower, ways_taken
 from interlat.instruments.doors import DOORS
 from interlat.models.causal_lm import causal_lm
 from interlat.models.families import FAMILIES, family_lm
-from interlat.models.lm import Agent, load_tokenizer
+from interlat.models.lm import Agent, load_tokenizer, sizes
 
 KINDS = { # family -> what its way is, where it is not the fastest
     'qwen2': {}, 'gemma2': dict(head='own'), 'bert': dict(head='own'), 'gemma4_text': dict(input='ids', **{'reading on': 'steps'}), 'llama4_text': {'reading on': 'steps'},
@@ -40,3 +42,56 @@ def test_what_cannot_be_right_is_refused_by_name(family, reason, tokenizer):
     table = check_doors(Agent(lm, tokenizer), costs=False).set_index('door')
     assert f'{type(lm).__name__} {reason}' in table.why['collect']
     assert set(table.state.drop('save')) == {'refused'} and table.state['save'] in ('refused', 'right') and 'refused' in STATES
+
+
+LAYERS = { # family -> where its layers and its final norm are
+    'llama': ('model.layers', 'model.norm'), 'gpt2': ('transformer.h', 'transformer.ln_f'), 'mamba': ('backbone.layers', 'backbone.norm_f'), 'rwkv': ('rwkv.blocks', 'rwkv.ln_out'),
+    'gemma3_text': ('model.layers', 'model.norm'), 'opt': ('model.decoder.layers', 'model.decoder.final_layer_norm'), 'gemma4_text': ('model.layers', 'model.norm')}
+
+
+@pytest.mark.parametrize('family', LAYERS)
+def test_states_of_each_layer_are_those_at_the_layer(family):
+    "Against hooks on the layers: 0 is what the first one reads, n what the n-th makes, the last one and -1 what the final norm makes of it."
+    if family not in FAMILIES: pytest.skip(f'this transformers has no {family}')
+    lm, (layers, norm) = family_lm(family), map(str, LAYERS[family])
+    prompts, plans = [[5, 9, 13, 21], [7, 8]], [[30, 31, 32], [33, 34, 35, 36]]
+    blocks, read, made = list(lm.get_submodule(layers)), [], []
+    hooks = [blocks[0].register_forward_pre_hook(lambda m, args, kwargs: read.append(args[0] if args else kwargs['hidden_states']), with_kwargs=True),
+             *(m.register_forward_hook(lambda m, args, out: made.append(out if isinstance(out, torch.Tensor) else out[0])) for m in (*blocks, lm.get_submodule(norm)))]
+    wanted = []
+    for p, y in zip(prompts, plans):
+        read.clear(), made.clear()
+        with torch.no_grad(): lm(input_ids=torch.tensor([p + y[:-1]]))
+        wanted.append([x[0,len(p)-1:].clone() for x in (*read, *made[:-2], made[-1])]) # the last layer's is normed
+    for hook in hooks: hook.remove()
+    n = len(blocks)
+    assert n == sizes(lm.config).depth >= 2 and all(len(w) == n+1 for w in wanted)
+    for layer in range(-n-1, n+1):
+        for h, w in zip(read_states(lm, prompts, plans, layer), wanted): torch.testing.assert_close(h, w[layer], atol=2e-4, rtol=1e-3)
+    assert not torch.allclose(wanted[0][n-1], wanted[0][n])
+    for layer in (n+1, -n-2):
+        with pytest.raises(InterlatError, match=f'layer must be an integer, between {-n-1} and {n}, found {layer}'): read_states(lm, prompts, plans, layer)
+
+
+@pytest.mark.parametrize('family', ['deepseek_v4', 'reformer'])
+def test_a_layer_without_a_vector_for_each_position_is_refused(family):
+    if family not in FAMILIES: pytest.skip(f'this transformers has no {family}')
+    with pytest.raises(InterlatError, match='layer 1 of .* has states of shape .*; use -1, the last one'): read_states(family_lm(family), [[*range(5, 15)]], [[30, 31]], 1)
+
+
+READS = { # family -> most tokens that its tiny model reads, by a table of positions
+    'gpt2': 128, 'opt': 128, 'bart': 128, 'biogpt': 128, 'gptj': 128, 'mpt': 128, 'roberta': 126, 'camembert': 126, 'data2vec-text': 126, 'xlm-roberta': 126, 'xmod': 126}
+
+
+@pytest.mark.parametrize('family', READS)
+def test_the_window_is_as_long_as_the_model_reads(family):
+    lm = family_lm(family)
+    assert sizes(lm.config).window == READS[family]
+    ids = torch.arange(READS[family] + 1)[None] % 40 + 5
+    with torch.no_grad():
+        assert lm(input_ids=ids[:,:-1]).logits.isfinite().all()
+        with pytest.raises((IndexError, RuntimeError)): lm(input_ids=ids)
+
+
+@pytest.mark.parametrize('family', ['mamba', 'falcon_mamba', 'recurrent_gemma', 'xlnet', 'bloom'])
+def test_some_families_state_no_window(family): assert sizes(family_lm(family).config).window is None

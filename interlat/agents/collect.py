@@ -69,7 +69,7 @@ def read_states(
     model, # causal language model in eval mode, width D
     prompts:list[list[int]], # m token ids of each prompt
     plans:list[list[int]], # L token ids of each plan
-    layer:int=-1, # 0: the embeddings; n: after the n-th layer; the last one, and -1: after the final norm
+    layer:int=-1, # 0: what the first layer reads; n: after the n-th; the last one, and -1: after the final norm
 )->list[Tensor]: # (L, D) of each plan, on the CPU, in the model's number type
     "The state from which each token of the plans is predicted (Du et al. 2025, §1). Raises `InterlatError` for an unknown layer."
     rows = [torch.tensor([*p, *y[:-1]]) for p,y in zip(prompts, plans)]
@@ -86,7 +86,7 @@ def generate_messages(
     max_new_tokens:int=LONGEST_PLAN, # most tokens of a plan, the end token included
     temperature:float=0., # 0: the most probable token each time
     seeds:list[int]|None=None, # one a prompt, needed if the temperature is not 0
-    layer:int=-1, # which of the hidden states; -1, the last, is after the final norm
+    layer:int=-1, # as in `read_states`
 )->list[tuple]: # of each prompt: states (L, D), L token ids, the plan's text
     "Let the model answer each chat, in one batch, and keep the states that it wrote from."
     model, tokenizer = sender

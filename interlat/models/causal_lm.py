@@ -73,7 +73,7 @@ class CausalLM:
         embeds:Tensor, # (B, T, E)
         mask:Tensor, # (B, T), 1 on real positions; padding on either side
         ids:Tensor, # (B, T) the tokens, for families that look more up by them; `stand_in` where a vector is none
-        layer:int=-1, # 0: the embeddings; n: after the n-th layer; the last one, and -1: after the final norm, as the head reads it
+        layer:int=-1, # 0: what the first layer reads; n: after the n-th; the last one, and -1: after the final norm, as the head reads it
     )->Tensor: # (B, T, D)
         "What the model makes of each position; anything where there is padding."
         if self.rows == 'together': return self.read(embeds, ids, mask, layer=layer)
@@ -100,6 +100,7 @@ class CausalLM:
         layer:int=-1, # as in `states`
     )->Tensor: # (B, C, D)
         "The trunk, called once: for rooms that know whether rows can be read together, or on from a cache."
+        if layer != -1 and self.layers: return self._read_at(layer, embeds, ids, mask, cache, way)
         how = dict(output_hidden_states=True) if layer != -1 else {}
         if mask is not None:
             how['attention_mask'] = mask
@@ -109,15 +110,26 @@ class CausalLM:
         if (way or self.input) == 'vectors': out = self.trunk(inputs_embeds=embeds.clone(), **how) # ctrl scales what it is given in place
         else:
             with looked_up(self.embedding, embeds): out = self.trunk(input_ids=ids, **how)
-        return states_in(out) if layer == -1 else self._layer(out, layer)
+        return states_in(out) if layer == -1 else self._layer(out, layer, embeds)
 
-    def _layer(self, out, layer):
-        "The states after a layer. Raises `InterlatError` for one that there is not."
+    def _read_at(self, layer, *reading):
+        "`read` for a layer, at the layer itself. Raises `InterlatError` for one that there is not."
+        n = len(self.layers)
+        check_range(-n-1, n, whole=True, layer=layer)
+        if layer % (n+1) == n: return self.read(*reading)
+        with kept_after(self.layers, layer % (n+1)) as said: self.read(*reading)
+        return self._plain(said[0].clone(), layer, reading[0])
+
+    def _layer(self, out, layer, embeds):
+        "The states after a layer, as the trunk names them. Raises `InterlatError` for one that there is not."
         kept = getattr(out, 'hidden_states', None) or [states_in(out)]
         check_range(-len(kept), len(kept)-1, whole=True, layer=layer)
-        if layer in (-1, len(kept)-1): return states_in(out)
-        if kept[layer].dim() != 3: raise InterlatError(f"layer {layer} of {type(self.lm).__name__} has states of shape {tuple(kept[layer].shape)}; use -1, the last one")
-        return kept[layer]
+        return states_in(out) if layer == len(kept)-1 else self._plain(kept[layer], layer, embeds)
+
+    def _plain(self, z, layer, embeds):
+        "States that are one vector a position. Raises `InterlatError` for others."
+        if z.dim() == 3 and z.shape[:2] == embeds.shape[:2]: return z
+        raise InterlatError(f"layer {layer} of {type(self.lm).__name__} has states of shape {tuple(z.shape)}; use -1, the last one")
 
     @cached_property
     def _known(self):
@@ -138,6 +150,10 @@ class CausalLM:
     def _trunk(self): return self.once('trunk', lambda: (find_trunk(self.lm, self.prompts[0][None]), ''), Trunk([self.lm.base_model_prefix], None, None, None))
     @property
     def trunk(self)->nn.Module: return self.lm.get_submodule('.'.join(self._trunk.path)) # from tokens to states
+    @property
+    def layers(self)->nn.ModuleList|None: # None: they are in no list of one after the other
+        name = self.once('layers', lambda: (find_layers(self.trunk, sizes(self.lm.config).depth, self.prompts[0][None]), ''), '')
+        return self.trunk.get_submodule(name) if name else None
     @property
     def head(self)->str: return self.once('head', lambda: _try_head(self), 'matrix') # 'matrix', or the model's 'own' way from states to logits
     @property
@@ -195,7 +211,7 @@ def _try_padding(model):
         ids[0], ids[1,here], mask[0], mask[1,here] = a, b, 1, 1
         try: long, short = model.read(model.embed(ids)*mask[...,None], ids, mask)
         except Exception as e: return 'alone', f'padding is not read: {error_line(e)}'
-        if not (same_reading(long, whole) and same_reading(short[here], other)): return 'alone', f"padding on the {'left' if before else 'right'} changes states"
+        if not (same_reading(long, whole, STEADY) and same_reading(short[here], other, STEADY)): return 'alone', f"padding on the {'left' if before else 'right'} changes states"
     return 'together', ''
 
 # %% ../../nbs/05_models/03_causal_lm.ipynb #b7a018f9

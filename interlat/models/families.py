@@ -21,7 +21,6 @@ FAMILIES = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES) # every `model_type` with a
 # %% ../../nbs/05_models/11_families.ipynb #9c50684e
 def _build(config):
     try: return AutoModelForCausalLM.from_config(config)
-    except ImportError: raise
     except Exception:
         half = config.get_text_config(decoder=True)
         if type(half) is type(config): raise

@@ -19,7 +19,6 @@ from ..models.lm import *
 from ..models.causal_lm import *
 from ..models.families import *
 from ..evaluation.summary import *
-from ..instruments.doors import *
 from ..instruments.check import *
 from .provenance import *
 from .notebook import *
