@@ -10,6 +10,7 @@ __all__ = ['BOP', 'EOP', 'Chat', 'Conversation', 'encode_chat', 'chat_rows', 'Te
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from os.path import commonprefix
 from typing import NamedTuple
 
 import torch
@@ -45,15 +46,15 @@ _EMPTY = re.compile(r'\s*([<\[])([^<>\[\]/]+)[>\]]\s*\1/\2[>\]]\s*') # two marks
 
 def _spoken(tokenizer, turns, prompt):
     """The text that the last turn, the assistant's, adds to the prompt: an empty thinking block that the prompt does not have, and the rest.
-    Raises `InterlatError` where the turn's content is not found."""
-    text, content = render(tokenizer, turns), turns[-1]['content'].strip()
-    at = len(prompt) if text.startswith(prompt) else text.rfind(content) if content else -1
-    if at < 0:
-        name = tokenizer.name_or_path
-        raise InterlatError(f"the chat template of {name!r} changes what the assistant says (turn {len(turns)}); use another template")
-    block = _EMPTY.match(text[at:])
+    If the template takes back how the prompt ends, as where that opens a thought, it is what goes on from there."""
+    text, content = render(tokenizer, turns), turns[-1]['content']
+    if not text.startswith(prompt):
+        taken_back = prompt[len(commonprefix([prompt, text])):]
+        return '', content.removeprefix(taken_back) + turn_close(tokenizer)[0]
+    text = text[len(prompt):]
+    block = _EMPTY.match(text)
     skip = block.end() if block and not _EMPTY.match(content) else 0
-    return text[at:at+skip], text[at+skip:]
+    return text[:skip], text[skip:]
 
 # %% ../../nbs/05_models/04_chat.ipynb #de85cea2
 class Conversation:
@@ -63,13 +64,11 @@ class Conversation:
         tokenizer, # with a chat template
         turns:list[dict]=(), # `role` (system, user, assistant) and `content` of each turn
     ):
-        self.tokenizer, self.turns, self._pieces, self._opened = tokenizer, [], [], False
+        self.tokenizer, self.turns, self.text, self._pieces, self._opened = tokenizer, [], '', [], False # `text` of `input_ids`
         self.input_ids, self.assistant_mask, self.insert_at = [], [], None # as in `Chat`; no place for a message before a user spoke
         self.past = [] # `Chat`s: how it stood each time before what the assistant had said was written anew
         for turn in turns: self.add(turn)
 
-    @property
-    def text(self)->str: return ''.join(text for text, _ in self._pieces) # of `input_ids`
     @property
     def chat(self)->Chat: return Chat([*self.input_ids], [*self.assistant_mask], self.insert_at)
 
@@ -80,7 +79,8 @@ class Conversation:
         if turn['role'] == 'assistant': self.open()
         self.turns.append(turn)
         if turn['role'] == 'assistant': self._append(_spoken(self.tokenizer, self.turns, self.text)[1], said=True)
-        else: self._grow(render(self.tokenizer, self.turns))
+        elif turn['role'] != 'system' or not why_refused(self.tokenizer, self.turns): # one that is refused alone waits for the user's
+            self._grow(render(self.tokenizer, self.turns))
         self._opened = False
         if self.insert_at is None and turn['role'] == 'user': self.insert_at = len(self.input_ids)
 
@@ -99,7 +99,8 @@ class Conversation:
 
     def _append(self, text, said=False):
         ids = _ids(self.tokenizer, text)
-        self._pieces.append((text, len(ids)))
+        self._pieces.append((len(text), len(ids)))
+        self.text += text
         self.input_ids += ids
         self.assistant_mask += _said(ids, turn_end(self.tokenizer)) if said else [0]*len(ids)
 
@@ -107,8 +108,8 @@ class Conversation:
         "Keep the pieces that a text begins with."
         if any(self.assistant_mask): self.past.append(self.chat)
         while not text.startswith(self.text):
-            _, n = self._pieces.pop()
-            del self.input_ids[len(self.input_ids)-n:]
+            letters, n = self._pieces.pop()
+            self.text, self.input_ids = self.text[:len(self.text)-letters], self.input_ids[:len(self.input_ids)-n]
         self.assistant_mask = [0]*len(self.input_ids) # what is kept was said in the past
 
 def _first_turn(c, text):
@@ -159,9 +160,7 @@ class TemplateFacts(NamedTuple):
 def _system(tokenizer, asked):
     "'yes', or why a system turn is not taken."
     turns = [dict(role='system', content='interlat'), asked]
-    try: text = render(tokenizer, turns)
-    except InterlatError as e: return one_line(e.__cause__)
-    return 'yes' if 'interlat' in text else 'it is left out'
+    return why_refused(tokenizer, turns) or ('yes' if 'interlat' in render(tokenizer, turns) else 'it is left out')
 
 def template_facts(
     tokenizer, # with a chat template, or without

@@ -12,16 +12,17 @@ from transformers import GenerationConfig, LogitsProcessor
 
 from ..core.basics import *
 from .lm import *
+from .template import *
 
 # %% ../../nbs/05_models/06_sampling.ipynb #d9a20508
 def end_token_ids(
     agent:Agent, # a causal language model
 )->list[int]: # sorted, without repetition
-    "Every token that ends a turn: the model's list and the tokenizer's own."
+    "Every token that ends a turn: the model's list, the tokenizer's own, and the mark of its chat template."
     model, tokenizer = agent
     listed = model.generation_config.eos_token_id
     listed = listed if isinstance(listed, list) else [listed]
-    ids = sorted({i for i in (*listed, tokenizer.eos_token_id) if i is not None})
+    ids = sorted({i for i in (*listed, tokenizer.eos_token_id, end_mark(tokenizer)) if i is not None})
     if not ids:
         raise InterlatError(f"neither {type(model).__name__} nor its tokenizer has an end token; set tokenizer.eos_token")
     return ids
