@@ -336,3 +336,26 @@ def test_facts_of_others():
     assert template_facts(tok) == TemplateFacts(True, 'it is left out', True, False, True, None)
     tok.chat_template = None
     assert template_facts(tok) == TemplateFacts(False, 'there is no template', False, False, False, None)
+
+
+# %% all of it
+
+def test_a_thinking_template_goes_through_the_pipeline(tmp_path):
+    "Messages, an actor that learns to think before each command, and games: what it plays on the cache is what it plays without."
+    from interlat.training.actor_trainer import train_actor
+    from interlat.training.settings import ActorArguments
+    tok, games = tokenizer('qwen3'), cast.games(tmp_path/'games', 2)
+    for g in games: g.turns[:] = [t if t['role'] == 'user' else thinking(t['content'], 'so') for t in g.turns[:4]]
+    base = cast.lm(tok)
+    store = collect(Agent(base, tok), games, MessageStore(tmp_path/'store', 's'), max_new_tokens=5, progress=False)
+    actor = Agent(cast.actor(base, tok), tok)
+    args = ActorArguments(str(tmp_path/'out'), max_steps=60, per_device_train_batch_size=2, learning_rate=1e-2, use_cpu=True, save_strategy='no', disable_tqdm=True,
+                          lr_scheduler_type='constant', warmup_steps=0, validation_split=0, separation_weight=0, separation_weight_start=0, alignment_weight=0)
+    data = ActorDataset(games, tok, store)
+    assert [r['task'] for r in data.rows] == [0, 0, 1, 1] and [sum(i != -100 for i in r['labels']) > 9 for r in data.rows] == [True]*4
+    train_actor(actor, games, store, args)
+    how = dict(messages=[store[g.task_id] for g in games], max_new_tokens=40, max_steps=2, progress=False)
+    episodes = rollout(actor, games, **how)
+    assert episodes == rollout(actor, games, **how, cache=False)
+    for e, g in zip(episodes, games):
+        assert e.outputs == [g.turns[1]['content'], g.turns[3]['content']] and e.actions == [o.rpartition('\n')[2] for o in e.outputs]

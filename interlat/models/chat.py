@@ -66,7 +66,7 @@ class Conversation:
     ):
         self.tokenizer, self.turns, self.text, self._pieces, self._opened = tokenizer, [], '', [], False # `text` of `input_ids`
         self.input_ids, self.assistant_mask, self.insert_at = [], [], None # as in `Chat`; no place for a message before a user spoke
-        self.past = [] # `Chat`s: how it stood each time before what the assistant had said was written anew
+        self._end, self.past = turn_end(tokenizer), [] # `Chat`s: how it stood each time before what the assistant had said was written anew
         for turn in turns: self.add(turn)
 
     @property
@@ -102,7 +102,7 @@ class Conversation:
         self._pieces.append((len(text), len(ids)))
         self.text += text
         self.input_ids += ids
-        self.assistant_mask += _said(ids, turn_end(self.tokenizer)) if said else [0]*len(ids)
+        self.assistant_mask += _said(ids, self._end) if said else [0]*len(ids)
 
     def _forget(self, text):
         "Keep the pieces that a text begins with."

@@ -51,6 +51,13 @@ class ActorDataset(Dataset):
             self.rows += [Lesson(**task, input_ids=chat.input_ids, labels=chat.labels, insert_at=chat.insert_at)
                           for chat in _read(tokenizer, t, max_length)]
 
+    def another(self, task):
+        "The number of the next task that is no sample of the same. Raises `InterlatError` if there is none."
+        origin = {r['task']: r['origin'] for r in self.rows}
+        found = next((t for k in range(1, len(origin)) if origin[t := (task+k) % len(origin)] != origin[task]), None)
+        if found is None: raise InterlatError(f"training needs two different tasks or more, found {self.task_ids[task]} alone")
+        return found
+
     def message(self, task): return self.store[self.task_ids[task]].h # (L, D) of the task of this number
 
     def __len__(self): return len(self.rows)
