@@ -13,7 +13,6 @@ from functools import lru_cache
 from jinja2 import TemplateError
 
 from ..core.basics import *
-from .lm import *
 
 # %% ../../nbs/05_models/03b_template.ipynb #7e3b0008
 CHAT_DATE = '2024-07-26' # the day of a template that writes one
