@@ -47,7 +47,7 @@ class ActorConfig:
     projector:str = option('ridge', 'how the projector begins for a sender of another width: ridge (embeddings from states) or random')
     lora:dict|str|None = option(None, 'train LoRA matrices only, e.g. \'{"r": 16, "lora_alpha": 32}\'')
     chat_template:str|None = option(None, 'for a model without one: a Jinja file, or a preset, folder or hub id to borrow it from')
-    chat_date:str|None = option(None, f'year-month-day that a chat template with a date writes; {CHAT_DATE} if not given, or the checkpoint\'s')
+    chat_date:str|None = option(None, f'year-month-day that a chat template with a date writes; {CHAT_DATE} if not given, or its own')
 
     def __post_init__(self):
         check_choice(PROJECTORS, projector=self.projector)

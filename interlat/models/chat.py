@@ -45,7 +45,7 @@ def _said(ids, end): # flags of an assistant piece: up to its last end token; th
 _EMPTY = re.compile(r'\s*([<\[])([^<>\[\]/]+)[>\]]\s*\1/\2[>\]]\s*') # two marks, and nothing thought between them
 
 def _spoken(tokenizer, turns, prompt):
-    """The text that the last turn, the assistant's, adds to the prompt: an empty thinking block that the prompt does not have, and the rest.
+    """What the last turn, the assistant's, adds to the prompt's text: an empty thinking block that the prompt does not have, and the rest.
     If the template takes back how the prompt ends, as where that opens a thought, it is what goes on from there."""
     text, content = render(tokenizer, turns), turns[-1]['content']
     if not text.startswith(prompt):

@@ -72,7 +72,8 @@ def render(
     except _REFUSALS as e:
         roles, others = ', '.join(t['role'] for t in turns), [t for t in turns if t['role'] != 'system']
         helps = 0 < len(others) < len(turns) and not why_refused(tokenizer, others, add_generation_prompt)
-        advice = 'use prompts without a system turn' if helps else 'let user and assistant take turns, the user first, or use another template'
+        advice = 'let user and assistant take turns, the user first, or use another template'
+        if helps: advice = 'use prompts without a system turn'
         raise InterlatError(f"the chat template of {tokenizer.name_or_path!r} refuses the turns {roles}: {one_line(e)}; {advice}") from e
 
 # %% ../../nbs/05_models/03b_template.ipynb #7e3b0010

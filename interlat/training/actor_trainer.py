@@ -71,7 +71,8 @@ class ActorTrainer(TokenTrainer):
         n, first = len(batch['task']), len(batch['task'])*self.accelerator.process_index
         task, origin, kind = (self.accelerator.gather(batch[k]) for k in ('task', 'origin', 'kind'))
         alone = len(origin) > 1 and bool((origin == origin[0]).all()) # a chat template may make several rows of one conversation
-        negative = torch.full_like(batch['task'], -1) if alone else choose_negatives(origin, kind, self.args.negatives)[first:first+n] - first
+        if alone: negative = torch.full_like(batch['task'], -1)
+        else: negative = choose_negatives(origin, kind, self.args.negatives)[first:first+n] - first
         away = (negative < 0) | (negative >= n)
         if away.any():
             wrong = [self.train_dataset.another(t) for t in batch['task'].tolist()] if alone else task[negative[away] + first].tolist()
