@@ -3,7 +3,7 @@ import cast, pytest, torch
 
 from interlat.core.basics import InterlatError
 from interlat.models.lm import Agent, load_lm, load_tokenizer
-from interlat.models.chat import BOP, EOP, add_message_tokens, encode_chat, message_token_ids, plan_token_ids, render
+from interlat.models.chat import BOP, EOP, add_message_tokens, chat_rows, encode_chat, message_token_ids, plan_token_ids, render
 from interlat.models.tiny import tiny_lm, train_tokenizer
 
 CHAT = [dict(role='user', content='find the mug'), dict(role='assistant', content='go to desk 1'),
@@ -40,9 +40,12 @@ def test_play_continues_training_id_for_id(tok, name):
         assert whole[:len(prompt)] == prompt.input_ids and not prompt.assistant_mask[-1]
 
 
-def test_a_template_that_rewrites_the_past_is_refused(tok):
+def test_a_template_that_rewrites_the_past_is_followed(tok):
     tok.chat_template = "{% for m in messages %}{{ loop.revindex ~ m['content'] }}{% endfor %}"
-    with pytest.raises(InterlatError, match='rewrites earlier turns'): encode_chat(tok, CHAT)
+    assert tok.decode(encode_chat(tok, CHAT[:3]).input_ids) == render(tok, CHAT[:3]) == '3find the mug2go to desk 11You see nothing.'
+    assert tok.decode(encode_chat(tok, CHAT[:3]).input_ids[:encode_chat(tok, CHAT[:3]).insert_at]) == '3find the mug'
+    first, second = chat_rows(tok, CHAT)
+    assert tok.decode(first.input_ids) == '1find the muggo to desk 1' and tok.decode(second.input_ids) == render(tok, CHAT[:3]) + 'go to bed 2'
 
 
 def test_a_tokenizer_without_template_is_refused(tok):

@@ -17,6 +17,7 @@ from ..core.arguments import *
 from ..messages.message import *
 from ..models.lm import *
 from ..models.causal_lm import *
+from ..models.template import *
 from ..models.chat import *
 from .adapter import *
 from ..models.lora import *
@@ -46,6 +47,7 @@ class ActorConfig:
     projector:str = option('ridge', 'how the projector begins for a sender of another width: ridge (embeddings from states) or random')
     lora:dict|str|None = option(None, 'train LoRA matrices only, e.g. \'{"r": 16, "lora_alpha": 32}\'')
     chat_template:str|None = option(None, 'for a model without one: a Jinja file, or a preset, folder or hub id to borrow it from')
+    chat_date:str|None = option(None, f'year-month-day that a chat template with a date writes; {CHAT_DATE} if not given, or its own')
 
     def __post_init__(self):
         check_choice(PROJECTORS, projector=self.projector)
@@ -55,8 +57,9 @@ class ActorConfig:
 def chat_tokenizer(
     name:str|Path, # as `load_tokenizer` takes it
     source:str|None=None, # of the chat template, where the tokenizer has none: a Jinja file, or a model to borrow it from
+    date:str|None=None, # that the template writes, year-month-day; None: the tokenizer's own
 )->'PreTrainedTokenizerFast':
-    "A tokenizer with a chat template. Raises `InterlatError` if there is none."
+    "A tokenizer with a chat template, whose date is saved with it. Raises `InterlatError` if there is none, or it writes no date."
     tokenizer = load_tokenizer(name)
     if source and Path(source).is_file(): tokenizer.chat_template = Path(source).read_text(encoding='utf-8')
     elif source:
@@ -66,6 +69,7 @@ def chat_tokenizer(
     if not tokenizer.chat_template:
         advice = 'give one with --chat_template: a Jinja file, or an instruct model to borrow it from'
         raise InterlatError(f"the tokenizer of {source or name} has no chat template; {advice}")
+    if date or writes_date(tokenizer): set_chat_date(tokenizer, date or chat_date(tokenizer))
     return tokenizer
 
 # %% ../../nbs/06_agents/05_new_actor.ipynb #16cbd2f3
@@ -101,11 +105,11 @@ def new_actor(
     dtype:str='float32', # of the weights; 'auto', 'float32', 'bfloat16' or 'float16'
     device:str='auto', # 'auto', 'cpu', 'cuda', …
     seed:int=0, # of the first weights of adapter and LoRA
-    **options, # `adapter`, `lora`, `chat_template` of `ActorConfig`; and `projector`, which `actor_for` uses
+    **options, # `adapter`, `lora`, `chat_template`, `chat_date` of `ActorConfig`; and `projector`, which `actor_for` uses
 )->Agent: # a `ModelWithInsertedHiddenState`
     "An actor to train. Raises `InterlatError` for no such model, no chat template, or a checkpoint with other settings."
     config = ActorConfig(str(model_name_or_path), prepended_length, num_heads, dtype, **options)
-    tokenizer = chat_tokenizer(config.model_name_or_path, config.chat_template)
+    tokenizer = chat_tokenizer(config.model_name_or_path, config.chat_template, config.chat_date)
     old = _is_actor(config.model_name_or_path)
     actor = _loaded(config, tokenizer, input_size, device) if old else _made(config, tokenizer, input_size, device, seed)
     if config.lora is not None: add_lora(actor.base_model, config.lora, seed)

@@ -15,6 +15,7 @@ from ..core.basics import *
 from ..messages.message import *
 from ..models.lm import *
 from ..models.causal_lm import *
+from ..models.template import *
 from ..models.chat import *
 from ..models.sampling import *
 from ..models.cache import *
@@ -77,6 +78,7 @@ class Seat:
     seed:int=0 # of this seat's samples, if there is sampling
     read:list[int]=field(default_factory=list) # ids whose keys and values are in the cache
     extra:int=0 # positions of the message and its marks
+    at:int|None=None # how many ids stood before it
     written:int=0 # tokens of what it said last, the end token included
     ended:bool=False # did that come to its end, or was it cut off
 
@@ -87,6 +89,10 @@ class Seat:
         ids = self.chat.input_ids
         same = next((i for i,(a,b) in enumerate(zip(self.read, ids)) if a != b), min(len(self.read), len(ids)))
         return min(same, len(ids)-1)
+
+    def stays(self)->bool:
+        "Is the message where it was, and all before it as it was read?"
+        return self.embeds is None or self.at == self.chat.insert_at <= self.known()
 
 # %% ../../nbs/06_agents/04_speaker.ipynb #8626dbc6
 class Speaker:
@@ -123,7 +129,7 @@ class Speaker:
     )->list[str]: # what the actor says in each
         "Continue the conversations. Raises `InterlatError` for one that has outgrown the model's window."
         for s in seats: self.check(s)
-        old = [s for s in self.seats if self.cache and s in seats]
+        old = [s for s in self.seats if self.cache and s in seats and s.stays()]
         new = [s for s in seats if s not in old]
         hidden = [*([self._go_on(old)] if old else []), *([self._begin(new, beside=bool(old))] if new else [])]
         self.seats = old + new
@@ -157,7 +163,7 @@ class Speaker:
         at = torch.tensor([s.chat.insert_at for s in seats], device=device)
         x = self.actor.embed_chat(ids, mask, at, *message, pad='left')
         extra = (x.attention_mask.sum(1) - mask.sum(1)).tolist()
-        for s, k in zip(everyone, copy): s.extra = extra[k]
+        for s, k in zip(everyone, copy): s.extra, s.at = extra[k], s.chat.insert_at
         rows = Rows(self.model, len(seats))
         hidden = self._read(rows, x.embeds, x.attention_mask, x.input_ids)
         if len(seats) < len(everyone): select(rows, copy)
@@ -186,4 +192,4 @@ class Speaker:
             hidden = self._read(self.rows, self.door.embed(ids[:,None]), torch.tensor(live, device=ids.device)[:,None], ids[:,None])
         for seat, row in zip(self.seats, new):
             seat.read, seat.written, seat.ended = seat.chat.input_ids + row[:-1], len(row), row[-1] in self.ends
-        return [self.tokenizer.decode(row, skip_special_tokens=True) for row in new]
+        return [decode_turn(self.tokenizer, row) for row in new]

@@ -20,6 +20,7 @@ from ..core.basics import *
 from ..core.tasks import *
 from ..messages.message import *
 from ..models.lm import *
+from ..models.template import *
 from ..models.chat import *
 from ..models.sampling import *
 from .collect import *
@@ -48,7 +49,7 @@ def relay_messages(
     generate = partial(model.generate, **message)
     plans = write_plans(Agent(lm, tokenizer), [c.input_ids for c in chats], max_new_tokens, temperature, seeds, generate)
     states = _states(model, chats, plans, message)
-    return [(h, y, tokenizer.decode(y, skip_special_tokens=True).strip()) for h, y in zip(states, plans)]
+    return [(h, y, decode_turn(tokenizer, y).strip()) for h, y in zip(states, plans)]
 
 def _check_lengths(messages, most):
     "Raise `InterlatError` for a message that would be cut."
@@ -78,6 +79,7 @@ def relay(
     Raises `InterlatError` if a store is another model's, a message to read is missing, or the relay's window is too short."""
     settings = actor.model.settings
     incoming.check(width=settings['input_size'])
+    keep_date(store, actor.tokenizer)
     store.check(width=settings['hidden_size'], layer=-1)
     incoming.need(t.task_id for t in tasks)
     todo = [t for t in tasks if t.task_id not in store]

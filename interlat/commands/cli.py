@@ -72,6 +72,7 @@ class CollectArguments:
     K:int|None = option(None, 'reason in K latent steps instead of writing; for a student: another K than its own')
     feedback:str = option('norm', 'with --K, how the states of a model that is no student go back in: norm or ridge')
     seed:int = option(0, 'of the sampling')
+    chat_date:str|None = option(None, 'year-month-day that a chat template with a date writes')
     device:str = option('auto', 'auto, cpu, cuda, cuda:N or mps')
     dtype:str = option('auto', 'auto, float32, bfloat16 or float16')
 
@@ -79,6 +80,7 @@ class CollectArguments:
 def _reason(args, is_student, tasks, name):
     "A store of messages from latent steps."
     from interlat.models.lm import Agent, load_lm, load_tokenizer
+    from interlat.models.template import set_chat_date
     from interlat.messages.message import MessageStore
     from interlat.compression.reason import LatentStudent, collect_latents
     check_range(1, K=args.K)
@@ -88,6 +90,7 @@ def _reason(args, is_student, tasks, name):
     else:
         lm, tokenizer = load_lm(name_or_path, *where)
         student = LatentStudent(lm, args.feedback, K=args.K)
+    if args.chat_date: set_chat_date(tokenizer, args.chat_date)
     how = '' if is_student else f', untrained ({args.feedback})'
     store = MessageStore(args.output_dir, sender=f"{name}, K={args.K or student.settings['K']}{how}")
     return collect_latents(Agent(student, tokenizer), tasks, store, args.K, args.batch_size)
@@ -96,9 +99,11 @@ def _write(args, tasks, name):
     "A store of messages that are written."
     from interlat.agents.collect import collect
     from interlat.models.lm import load_lm
+    from interlat.models.template import set_chat_date
     from interlat.messages.message import MessageStore
     store = MessageStore(args.output_dir, sender=name)
     sender = load_lm(args.model_name_or_path, args.dtype, args.device)
+    if args.chat_date: set_chat_date(sender.tokenizer, args.chat_date)
     return collect(sender, tasks, store, args.batch_size, args.seed,
                    max_new_tokens=args.max_new_tokens, temperature=args.temperature)
 

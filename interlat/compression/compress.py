@@ -19,6 +19,7 @@ from ..core.tasks import *
 from ..core.arguments import *
 from ..messages.message import *
 from ..models.lm import *
+from ..models.template import *
 from ..models.chat import *
 from ..models.sampling import *
 from ..models.lora import *
@@ -46,8 +47,8 @@ class StudentDataset(ActorDataset):
         max_length:int=4096, # T: a longer conversation is refused, not cut
     ):
         super().__init__(tasks, tokenizer, store, max_length)
-        prompts = [encode_chat(student_tokenizer, t.prompt, add_generation_prompt=True) for t in tasks]
-        self.rows = [StudentLesson(**row, prompt_ids=prompt.input_ids) for row, prompt in zip(self.rows, prompts)]
+        prompts = {t.task_id: encode_chat(student_tokenizer, t.prompt, add_generation_prompt=True).input_ids for t in tasks}
+        self.rows = [StudentLesson(**row, prompt_ids=prompts[row['task_id']]) for row in self.rows]
 
 class StudentCollator(ActorCollator):
     "Rows of a `StudentDataset` as padded tensors."
@@ -151,6 +152,7 @@ class StudentConfig:
     teacher_dtype:str = option('auto', "of the actor's weights, which stay as they are")
     lora:dict|str|None = option(None, 'train LoRA matrices and the projection only, e.g. \'{"r": 16, "lora_alpha": 32}\'')
     chat_template:str|None = option(None, 'where the student has none: a Jinja file, or a model with one', '--conv_template_model_path')
+    chat_date:str|None = option(None, f'year-month-day that a chat template with a date writes; {CHAT_DATE} if not given')
 
     def __post_init__(self):
         for name, kind in dict(student='language model', teacher='checkpoint of an actor').items():
@@ -168,7 +170,7 @@ def new_student(
     seed:int=0, # of LoRA's first weights, and of those that lead to the messages' width
 )->Agent: # a `LatentStudent`
     "A student to train. Raises `InterlatError` where there is no such model, or no message to begin from."
-    tokenizer = chat_tokenizer(config.student_model_name_or_path, config.chat_template)
+    tokenizer = chat_tokenizer(config.student_model_name_or_path, config.chat_template, config.chat_date)
     lm = load_lm(config.student_model_name_or_path, config.dtype, device).model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -231,6 +231,7 @@ def collect_latents(
     K = model.settings['K'] if K is None else K
     check_range(1, K=K)
     store.check(width=model.settings['output_size'], layer=-1)
+    keep_date(store, tokenizer)
     check_prompts(student, [t for t in tasks if t.task_id not in store], message=K)
     found = len(next(iter(store))) if len(store) else K
     if found != K: raise InterlatError(f"message store {store.path} has messages of {found} states, wanted {K}; use another folder")

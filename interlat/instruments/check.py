@@ -109,6 +109,14 @@ def _only_rounded(agent, door, seed):
     finally: agent.model.float()
 
 # %% ../../nbs/11_instruments/12_check.ipynb #4e8764e7
+def _template(facts):
+    "What a chat template does, in words."
+    if not facts.template: return {'chat template': 'none: give one with --chat_template'}
+    does = [('writes earlier turns anew', facts.rewrites), ('puts an empty thinking block into a turn', facts.empty_thinking),
+            ("writes the day's date, which is fixed here (--chat_date)", facts.date)]
+    told = '; '.join(what for what, is_so in does if is_so) or 'only appends'
+    return {'chat template': told, 'system turn': facts.system, 'turn ends with': facts.end or 'nothing of its own'}
+
 def model_facts(
     agent:Agent, # a causal language model and its tokenizer
 )->dict[str,str]: # what -> in words
@@ -123,4 +131,4 @@ def model_facts(
              'context window': f'{s.window:,} tokens' if s.window else 'none stated',
              'end tokens': ends,
              'message': f'a vector at each of its positions{stand_in}'}
-    return facts
+    return facts | _template(template_facts(tokenizer))

@@ -70,11 +70,14 @@ class ActorTrainer(TokenTrainer):
         "`batch` with `negative`, and behind its own messages those that `negative` points to in other processes."
         n, first = len(batch['task']), len(batch['task'])*self.accelerator.process_index
         task, origin, kind = (self.accelerator.gather(batch[k]) for k in ('task', 'origin', 'kind'))
-        negative = choose_negatives(origin, kind, self.args.negatives)[first:first+n] - first
+        alone = len(origin) > 1 and bool((origin == origin[0]).all()) # a chat template may make several rows of one conversation
+        if alone: negative = torch.full_like(batch['task'], -1)
+        else: negative = choose_negatives(origin, kind, self.args.negatives)[first:first+n] - first
         away = (negative < 0) | (negative >= n)
         if away.any():
+            wrong = [self.train_dataset.another(t) for t in batch['task'].tolist()] if alone else task[negative[away] + first].tolist()
             own = [h[m] for h,m in zip(batch['h'], batch['message_mask'])]
-            others = [self.train_dataset.message(t).to(own[0]) for t in task[negative[away] + first].tolist()]
+            others = [self.train_dataset.message(t).to(own[0]) for t in wrong]
             batch |= dict(zip(('h', 'message_mask'), pad_messages([*own, *others])))
             negative[away] = n + torch.arange(len(others), device=negative.device)
         return batch | dict(negative=negative)
@@ -143,7 +146,8 @@ def actor_trainer(
 def probe_batch(trainer):
     "The first held-out conversations as one batch, with negatives."
     data = trainer.eval_dataset
-    batch = trainer.data_collator([data[i] for i in range(min(PROBED, len(data)))])
+    firsts = {row['task_id']: i for i, row in reversed([*enumerate(data.rows)])} # of a conversation that is several rows
+    batch = trainer.data_collator([data[i] for i in sorted(firsts.values())[:PROBED]])
     return batch | dict(negative=choose_negatives(batch['origin'], batch['kind'], trainer.args.negatives))
 
 # %% ../../nbs/07_training/10_actor_trainer.ipynb #b3793817

@@ -49,11 +49,17 @@ class ActorDataset(Dataset):
         number, origin, kind = (_numbered(getattr(t, name) for t in tasks) for name in ('task_id', 'origin', 'task_type'))
         self.store, self.task_ids, self.rows = store, list(number), []
         for t in tasks:
-            chat = _read(tokenizer, t, max_length)
-            row = Lesson(task_id=t.task_id, task=number[t.task_id], origin=origin[t.origin], kind=kind[t.task_type],
-                         input_ids=chat.input_ids, labels=chat.labels, insert_at=chat.insert_at)
-            if store is not None: row['plan_ids'] = _plan_ids(tokenizer, store[t.task_id])
-            self.rows.append(row)
+            task = Lesson(task_id=t.task_id, task=number[t.task_id], origin=origin[t.origin], kind=kind[t.task_type])
+            if store is not None: task['plan_ids'] = _plan_ids(tokenizer, store[t.task_id])
+            self.rows += [Lesson(**task, input_ids=chat.input_ids, labels=chat.labels, insert_at=chat.insert_at)
+                          for chat in _read(tokenizer, t, max_length)]
+
+    def another(self, task):
+        "The number of the next task that is no sample of the same. Raises `InterlatError` if there is none."
+        origin = {r['task']: r['origin'] for r in self.rows}
+        found = next((t for k in range(1, len(origin)) if origin[t := (task+k) % len(origin)] != origin[task]), None)
+        if found is None: raise InterlatError(f"training needs two different tasks or more, found {self.task_ids[task]} alone")
+        return found
 
     def message(self, task): return self.store[self.task_ids[task]].h # (L, D) of the task of this number
 
@@ -79,11 +85,11 @@ def _numbered(names):
     return {name: i for i, name in enumerate(dict.fromkeys(names))}
 
 def _read(tokenizer, task, max_length):
-    "The conversation of a task in the actor's ids. Raises `InterlatError` if it is too long."
-    chat = encode_chat(tokenizer, task.turns)
-    found = f"conversation {task.task_id} has {len(chat)} tokens"
-    if len(chat) > max_length: raise InterlatError(f"{found}, more than max_length {max_length}; raise it or drop the task")
-    return chat
+    "The conversation of a task in the actor's ids, as `chat_rows`. Raises `InterlatError` if it is too long."
+    rows = chat_rows(tokenizer, task.turns)
+    found = f"conversation {task.task_id} has {(longest := max(map(len, rows)))} tokens"
+    if longest > max_length: raise InterlatError(f"{found}, more than max_length {max_length}; raise it or drop the task")
+    return rows
 
 def _plan_ids(tokenizer, message):
     "The plan of a message in the actor's ids. Raises `InterlatError` if there is none, or no state."
