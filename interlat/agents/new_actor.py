@@ -60,7 +60,7 @@ class ActorConfig:
             raise InterlatError(f"trainable is {self.trainable}, but lora {self.lora} trains LoRA matrices; leave one of the two out")
         if not self.adapter and self.frozen: raise InterlatError('trainable is adapter, but adapter is false: there is nothing to train')
         if not self.adapter and self.adapter_rank is not None:
-            raise InterlatError(f"adapter_rank is {self.adapter_rank}, but adapter is false: there are no matrices; leave one of the two out")
+            raise InterlatError(f"adapter_rank is {self.adapter_rank}, but adapter is false: it has no matrices; leave one of the two out")
 
     @property
     def frozen(self)->bool: return self.trainable == 'adapter' # does the language model stay as it is?
@@ -89,7 +89,8 @@ def _loaded(config, tokenizer, input_size, device):
     "The actor in a checkpoint, to go on from. Raises `InterlatError` if its weights are made for other settings."
     folder, (old, _) = config.model_name_or_path, read_adapter(config.model_name_or_path)
     old = dict(input_size=old['hidden_size'], adapter=True, adapter_rank=None) | old
-    asked = dict(input_size=input_size, num_heads=config.num_heads, adapter_rank=config.adapter_rank, adapter=None if config.adapter else False)
+    asked = dict(input_size=input_size, num_heads=config.num_heads, adapter_rank=config.adapter_rank)
+    if not config.adapter: asked['adapter'] = False
     for name, wanted in asked.items():
         if wanted not in (None, old[name]):
             advice = 'leave it out, or start from a language model'

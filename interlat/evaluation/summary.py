@@ -178,13 +178,13 @@ def presence_shares(
     games:pd.DataFrame, # rows as in `games.csv` with a column `ablation`
     reference:str='full', # the ablation whose presence is the whole
 )->pd.DataFrame: # ablation, share, share_low, share_high: a row for each other ablation, over the games that both ran
-    "What part of the reference's presence others have. Raises `InterlatError` as `ablation_table` does, and where one never played without."
+    """What part of the reference's presence others have.
+    Raises `InterlatError` as `ablation_table` does, and for an ablation that was never played without a message."""
     parts = {name: _played(name, part) for name, part in games.groupby('ablation', sort=False)}
     if reference not in parts: raise InterlatError(f"no games of the ablation {reference!r} to compare with; there are {', '.join(parts)}")
-    rates = {}
-    for name, (own, by) in parts.items():
-        if 'no_comm' not in by: raise InterlatError(f"ablation {name!r} was not played without a message, under no_comm")
-        rates[name] = game_rates(pd.concat([by[own], by['no_comm']])).rename(columns={own: 'own'})[['own', 'no_comm']]
+    if silent := [name for name, (_, by) in parts.items() if 'no_comm' not in by]:
+        raise InterlatError(f"ablation {silent[0]!r} was not played without a message, under no_comm")
+    rates = {name: game_rates(pd.concat([by[own], by['no_comm']]))[[own, 'no_comm']] for name, (own, by) in parts.items()}
     rows = []
     for name in (n for n in rates if n != reference):
         both = pd.concat([rates[name], rates[reference]], axis=1, join='inner').dropna().to_numpy().T
