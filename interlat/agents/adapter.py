@@ -30,7 +30,8 @@ def low_rank(
     "A linear layer in two factors. Raises `InterlatError` for a rank that saves nothing."
     most = (n_in*n_out - 1)//(n_in + n_out)
     if not 1 <= rank <= most:
-        raise InterlatError(f"adapter_rank must be from 1 to {most}, or two factors save nothing on {n_in} by {n_out}; found {rank}")
+        advice = 'leave it out for a full matrix'
+        raise InterlatError(f"adapter_rank must be from 1 to {most}, for two factors to save on {n_in} by {n_out}, found {rank}; {advice}")
     factors = nn.Sequential(nn.Linear(n_in, rank, bias=False), nn.Linear(rank, n_out))
     nn.init.normal_(factors[0].weight, std=n_in**-.5)
     nn.init.normal_(factors[1].weight, std=std*(n_in/rank)**.5)

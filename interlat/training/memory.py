@@ -41,7 +41,7 @@ def empty_lm(
 
 # %% ../../nbs/07_training/09_memory.ipynb #710661df
 def _layer_bytes(size, dtype, autocast, lora, positions, frozen=False):
-    "What a decoder layer keeps at each position; `lora`: the dropout of its LoRA matrices, None without; `frozen`: nothing in it is trained."
+    "What a decoder layer keeps at each position; `lora`: dropout of its LoRA matrices, None without; `frozen`: nothing in it is trained."
     E, H, F = size.width, size.heads, size.mlp
     A = H*size.head_width # width of all heads together
     wide, b = dtype.itemsize, 2 if autocast else dtype.itemsize # of weights and residuals, of products
@@ -60,10 +60,11 @@ def _lora(model):
 _BYTE, _HALF = 1 + 4/256, .5 + 4/256 # of a number in 8 and in 4 bits, with its part of a scale
 OPTIMIZERS = { # Trainer's name, without `paged_` -> numbers that it keeps of each trained one, bytes of each (0: as the trained one has)
     'sgd': (0, 0), 'rmsprop': (1, 0), 'adagrad': (1, 0), 'schedule_free_sgd': (1, 0), 'schedule_free_adamw': (2, 0),
-    'schedule_free_radam': (2, 0), 'stable_adamw': (2, 0), 'adamw_torch': (2, 0), 'adamw_torch_fused': (2, 0), 'adamw_torch_xla': (2, 0), 'adamw_torch_npu_fused': (2, 0),
-    'adamw_anyprecision': (2, 4), 'adamw_32bit': (2, 4), 'adamw_8bit': (2, _BYTE), 'adamw_bnb_8bit': (2, _BYTE),
-    'adamw_torch_8bit': (2, _BYTE), 'adamw_torch_4bit': (2, _HALF), 'lion_32bit': (1, 4), 'lion_8bit': (1, _BYTE), 'rmsprop_bnb': (1, 4),
-    'rmsprop_bnb_32bit': (1, 4), 'rmsprop_bnb_8bit': (1, _BYTE), 'ademamix': (3, 4), 'ademamix_32bit': (3, 4), 'ademamix_8bit': (3, _BYTE)}
+    'schedule_free_radam': (2, 0), 'stable_adamw': (2, 0), 'adamw_torch': (2, 0), 'adamw_torch_fused': (2, 0), 'adamw_torch_xla': (2, 0),
+    'adamw_torch_npu_fused': (2, 0), 'adamw_torch_8bit': (2, _BYTE), 'adamw_torch_4bit': (2, _HALF), 'adamw_anyprecision': (2, 4),
+    'adamw_32bit': (2, 4), 'adamw_8bit': (2, _BYTE), 'adamw_bnb_8bit': (2, _BYTE), 'lion_32bit': (1, 4), 'lion_8bit': (1, _BYTE),
+    'rmsprop_bnb': (1, 4), 'rmsprop_bnb_32bit': (1, 4), 'rmsprop_bnb_8bit': (1, _BYTE), 'ademamix': (3, 4), 'ademamix_32bit': (3, 4),
+    'ademamix_8bit': (3, _BYTE)}
 _MORE = dict(sgd=('momentum',), rmsprop=('momentum', 'centered')) # settings in `optim_args` that keep one more number each
 _SMALL = 4096 # numbers; a weight with fewer is not kept in 8 bits
 
