@@ -73,7 +73,7 @@ readme: $(VENV)/.dev ## run nbs/index.ipynb and write README.md from it
 		--TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_input_tags=hide_input \
 		index.ipynb | sed 's#](\.\./#](#g' | cat -s > ../README.md
 
-results: ## keep the tables of the last demo, of E03, E06, E08, E10, E11 and both runs of E05 in data/, for README and pages
+results: ## keep the tables of the last demo, of E03, E06, E08, E10, E11 and the three runs of E05 in data/, for README and pages
 	@mkdir -p data/demo data/table1
 	@cp data/runs/demo/{summary,paired,effects}.csv data/demo/
 	@sed 's#$(CURDIR)/##' data/runs/demo/manifest.json > data/demo/manifest.json
@@ -93,8 +93,8 @@ results: ## keep the tables of the last demo, of E03, E06, E08, E10, E11 and bot
 	@mkdir -p data/three_agents
 	@cp data/runs/three_agents/valid_unseen/{summary,effects}.csv data/runs/three_agents/{against_valid_unseen,by_knower,only_both,messages}.csv data/runs/three_agents/metrics.json data/three_agents/
 	@sed 's#$(CURDIR)/##' data/runs/three_agents/manifest.json > data/three_agents/manifest.json
-	@for run in ablations ablations_cross; do mkdir -p data/$$run figures/$$run; \
-		cp data/runs/$$run/{ablations,summary,per_seed,logs}.csv data/runs/$$run/metrics.json data/$$run/; \
+	@for run in ablations ablations_cross ablations_frozen; do mkdir -p data/$$run figures/$$run; \
+		cp data/runs/$$run/{ablations,shares,summary,per_seed,logs}.csv data/runs/$$run/metrics.json data/$$run/; \
 		sed 's#$(CURDIR)/##' data/runs/$$run/manifest.json > data/$$run/manifest.json; done
 
 bench: $(VENV)/.dev stock ## measure every speed claim again, into data/benchmarks (15 minutes on a quiet machine)

@@ -20,8 +20,8 @@ def config(family, layers=4):
     return Config(vocab_size=300, hidden_size=64, intermediate_size=160, num_hidden_layers=layers, num_attention_heads=4, **kw)
 
 
-def kept(lm, B, T, autocast):
-    "Bytes of everything that autograd saves in one pass over a padded batch, parameters left out, each storage once."
+def kept(lm, B, T, autocast, passes=1):
+    "Bytes of everything that autograd saves in passes over a padded batch, parameters left out, each storage once."
     own = {p.untyped_storage().data_ptr() for p in [*lm.parameters(), *lm.buffers()]}
     saved, alive = {}, []
     def pack(t):
@@ -32,7 +32,7 @@ def kept(lm, B, T, autocast):
     x, mask = torch.randn(B, T, 64, dtype=lm.dtype, requires_grad=True), torch.ones(B, T, dtype=torch.long)
     mask[0,-2:] = 0
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), torch.autocast('cpu', torch.bfloat16, enabled=autocast):
-        lm.base_model(inputs_embeds=x, attention_mask=mask, use_cache=False)
+        for _ in range(passes): lm.base_model(inputs_embeds=x, attention_mask=mask, use_cache=False)
     return sum(saved.values())
 
 
@@ -41,18 +41,27 @@ def trained_lm(family, kind, lora):
     "A model in training; nobody changes it."
     lm = AutoModelForCausalLM.from_config(config(family)).train()
     if kind == 'bfloat16': lm.bfloat16()
-    if lora is not None: add_lora(lm, dict(r=2, lora_dropout=lora))
+    if lora == 'frozen': lm.requires_grad_(False)
+    elif lora is not None: add_lora(lm, dict(r=2, lora_dropout=lora))
     return lm
 
 
 @pytest.mark.parametrize('family', FAMILIES)
 @pytest.mark.parametrize('B, T', [(2, 64), (3, 200)])
 @pytest.mark.parametrize('kind', ['float32', 'bfloat16', 'autocast'])
-@pytest.mark.parametrize('lora', [None, 0., .05])
+@pytest.mark.parametrize('lora', [None, 0., .05, 'frozen'])
 def test_activations_are_what_autograd_keeps(family, B, T, kind, lora):
     lm = trained_lm(family, kind, lora)
     told = estimate_memory(lm, B, T, 1, passes=1, autocast=kind == 'autocast').activations
     assert told == pytest.approx(kept(lm, B, T, kind == 'autocast'), rel=.25)
+
+
+@pytest.mark.parametrize('lora', [None, 'frozen'])
+def test_autocast_keeps_a_copy_of_frozen_weights_for_each_pass(lora):
+    lm, B, T = trained_lm('llama', 'autocast', lora), 1, 16
+    told = [estimate_memory(lm, B, T, 1, passes=n, autocast=True).activations for n in (1, 2)]
+    found = [kept(lm, B, T, True, passes=n) for n in (1, 2)]
+    assert told == pytest.approx(found, rel=.1)
 
 
 @pytest.mark.parametrize('family', FAMILIES)

@@ -85,13 +85,6 @@ class ActorOutput(ModelOutput):
     logits:Tensor|None=None # (S, V) from which each supervised token is predicted, row by row
     targets:Tensor|None=None # (S,) the supervised tokens
 
-# %% ../../nbs/06_agents/03_actor.ipynb #b4b7206d
-def _check_base(model, hidden_size):
-    "Raise `InterlatError` unless the model's width is `hidden_size`."
-    name, width = type(model).__name__, causal_lm(model).input_width
-    if width != hidden_size:
-        raise InterlatError(f"hidden_size is {hidden_size}, but the embeddings of {name} have width {width}; pass {width}")
-
 # %% ../../nbs/06_agents/03_actor.ipynb #e87716ac
 class ModelWithInsertedHiddenState(nn.Module):
     "A causal LM with an adapter for messages (Du et al. 2025, §2). Raises `InterlatError` if the widths do not fit."
@@ -106,17 +99,21 @@ class ModelWithInsertedHiddenState(nn.Module):
         seed:int=0, # of the adapter's first weights
         adapter:bool=True, # False: the states are inserted as they are, and `num_heads` and `seed` are not used
         message_id:int|None=None, # id that stands at a message's positions, for families that look more up by ids; None: padding's
+        adapter_rank:int|None=None, # of the adapter's matrices; None: full
+        own_marks:bool=False, # are the vectors before and after the message the adapter's own? `bop_id` and `eop_id` are not used then
     ):
         super().__init__()
-        _check_base(base_model, hidden_size)
+        if (E := causal_lm(base_model).input_width) != hidden_size:
+            raise InterlatError(f"hidden_size is {hidden_size}, but the embeddings of {type(base_model).__name__} have width {E}; pass {E}")
         check_range(1, prepended_length=prepended_length)
         self.base_model, self.config = base_model, base_model.config
         self.settings = dict(prepended_length=prepended_length, hidden_size=hidden_size, num_heads=num_heads,
                              input_size=input_size or hidden_size, bop_id=bop_id, eop_id=eop_id, adapter=adapter)
-        if message_id is not None: self.settings['message_id'] = message_id
+        more = dict(message_id=message_id, adapter_rank=adapter_rank, own_marks=own_marks or None)
+        self.settings |= {k: v for k,v in more.items() if v is not None}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            if adapter: processor = HiddenStateProcessor(hidden_size, num_heads, input_size)
+            if adapter: processor = HiddenStateProcessor(hidden_size, num_heads, input_size, adapter_rank, own_marks)
             else: processor = NoAdapter(hidden_size, input_size).to(base_model.dtype)
         self.processor = processor.to(base_model.device)
         self.train(base_model.training)
@@ -125,6 +122,11 @@ class ModelWithInsertedHiddenState(nn.Module):
     def door(self)->CausalLM: return causal_lm(self.base_model) # to the language model
     @property
     def message_id(self)->int: return self.settings.get('message_id', self.door.stand_in) # what stands at a message's positions
+    @property
+    def marks(self)->tuple: # vectors (E,) before and after a message; None: no mark
+        def row(i): return None if i is None else self.plan_embeds(torch.tensor(i, device=self.device))
+        own = self.processor.marks
+        return (row(self.settings['bop_id']), row(self.settings['eop_id'])) if own is None else tuple(own)
     @property
     def device(self)->torch.device: return self.base_model.device
 
@@ -203,8 +205,7 @@ class ModelWithInsertedHiddenState(nn.Module):
     )->tuple[Tensor,Tensor]: # (B, M', E) and its mask (B, M')
         "What a conversation gets inserted: the message, cut to `prepended_length`, between the marks."
         n = self.settings['prepended_length']
-        def mark(i): return None if i is None else self.plan_embeds(torch.tensor(i, device=embeds.device))
-        return message_block(embeds[:,:n], mask[:,:n], mark(self.settings['bop_id']), mark(self.settings['eop_id']))
+        return message_block(embeds[:,:n], mask[:,:n], *self.marks)
 
     def save_pretrained(self,
         folder:str|Path, # made if it is not there

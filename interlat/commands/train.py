@@ -62,7 +62,7 @@ def step_memory(
     positions = min(sum(said[:a.per_device_train_batch_size]), model.slice) # that have logits at a time
     checkpointing = bool(a.gradient_checkpointing or getattr(a, 'activation_checkpointing', False))
     return estimate_memory(model.actor, a.per_device_train_batch_size, longest, positions, passes=2 if a.channel == 'latent' else 1,
-                           autocast=a.bf16 or a.fp16, checkpointing=checkpointing,
+                           autocast=a.bf16 or a.fp16, checkpointing=checkpointing, optim=a.optim.value, optim_args=a.optim_args,
                            shards=a.world_size if trainer.is_fsdp_enabled else 1)
 
 def room_for(
@@ -75,7 +75,8 @@ def room_for(
     else: free = psutil.virtual_memory().available + psutil.Process().memory_info().rss
     said = f"{memory}; {device.type} has {free/1e9:.1f} GB for it"
     if memory.total <= free: return said
-    return f"{said}; that may not be enough: lower per_device_train_batch_size, or use gradient_checkpointing, lora or FSDP"
+    less = 'lower per_device_train_batch_size, or use gradient_checkpointing, trainable lora or adapter, or FSDP'
+    return f"{said}; that may not be enough: {less}"
 
 # %% ../../nbs/12_commands/02_train.ipynb #4e8285a2
 SHAPELESS = {'probe_steps', 'eval_strategy', 'save_total_limit', 'report_to', 'remove_unused_columns'}
@@ -153,7 +154,7 @@ def train_from(
 )->ActorTrainer: # done
     "Train an actor as `carry_out` does. Raises `InterlatError` for what does not fit together, before anything is loaded."
     tasks, store = read_data(data, messages, args)
-    check_training(tasks, store, args)
+    check_training(tasks, store, args, config.frozen)
     def make(device): return actor_trainer(actor_for(store, **vars(config), device=device, seed=args.seed), tasks, store, args)
     return carry_out(args, training_recipe(args, config, data, messages), make, step_memory)
 

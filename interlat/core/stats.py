@@ -212,21 +212,23 @@ def kept_part(
     a, # (n,) part of each game's runs that were won under the condition in question
     full, # (n,) with the full message, the same games in the same order
     none, # (n,) without a message
+    own_none=None, # (n,) without a message, where another actor plays under the condition in question; None: `none`
     level:float=.95, # confidence of the interval
     seed:int=0, # of the bootstrap
 )->dict: # kept, ci_low, ci_high; NaN where the full message is worth nothing
-    """The part of `full - none` that is left in `a - none`, with a bootstrap over games.
+    """The part of `full - none` that is left in `a - own_none`, with a bootstrap over games.
     Raises `InterlatError` on columns of unequal length."""
     a, full, none = (_rates(x, name) for x, name in ((a, 'a'), (full, 'full'), (none, 'none')))
-    if not len(a) == len(full) == len(none):
-        raise InterlatError(f"rates must be of the same games, found {len(a)}, {len(full)} and {len(none)}")
-    def part(a, full, none, axis=-1):
+    own = none if own_none is None else _rates(own_none, 'own_none')
+    if not len(a) == len(full) == len(none) == len(own):
+        raise InterlatError(f"rates must be of the same games, found {len(a)}, {len(full)} and {len(none)}, own_none {len(own)}")
+    def part(a, full, none, own, axis=-1):
         worth = (full - none).mean(axis)
-        return np.where(worth > 0, (a - none).mean(axis)/np.where(worth > 0, worth, 1), nan)
+        return np.where(worth > 0, (a - own).mean(axis)/np.where(worth > 0, worth, 1), nan)
     if len(a) < 2 or not (full - none).mean() > 0: return dict(kept=nan, ci_low=nan, ci_high=nan)
-    ci = bootstrap((a, full, none), part, paired=True, vectorized=True, n_resamples=9999, confidence_level=level, method='percentile',
+    ci = bootstrap((a, full, none, own), part, paired=True, vectorized=True, n_resamples=9999, confidence_level=level, method='percentile',
                    rng=np.random.default_rng(seed)).confidence_interval
-    return dict(kept=float(part(a, full, none)), ci_low=float(ci.low), ci_high=float(ci.high))
+    return dict(kept=float(part(a, full, none, own)), ci_low=float(ci.low), ci_high=float(ci.high))
 
 # %% ../../nbs/01_core/03_stats.ipynb #9a01c302
 def pareto_front(

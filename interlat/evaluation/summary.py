@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PAIRED', 'EFFECTS', 'WON', 'OWN', 'game_rates', 'summarise', 'rate_cell', 'paired', 'effects', 'ablation_table',
-           'kept', 'game_tables', 'write_csvs', 'write_tables']
+           'presence_shares', 'kept', 'game_tables', 'write_csvs', 'write_tables']
 
 # %% ../../nbs/09_evaluation/07_summary.ipynb #5de496a7
 from math import isnan
@@ -172,6 +172,25 @@ def _against(name, a, b):
     found = paired_rates(rates.a, rates.b)
     p = found['p_value'] if len(rates) else float('nan')
     return {name: found['difference'], f'{name}_low': found['ci_low'], f'{name}_high': found['ci_high'], f'{name}_p': p}
+
+# %% ../../nbs/09_evaluation/07_summary.ipynb #17a50002
+def presence_shares(
+    games:pd.DataFrame, # rows as in `games.csv` with a column `ablation`
+    reference:str='full', # the ablation whose presence is the whole
+)->pd.DataFrame: # ablation, share, share_low, share_high: a row for each other ablation, over the games that both ran
+    """What part of the reference's presence others have.
+    Raises `InterlatError` as `ablation_table` does, and for an ablation that was never played without a message."""
+    parts = {name: _played(name, part) for name, part in games.groupby('ablation', sort=False)}
+    if reference not in parts: raise InterlatError(f"no games of the ablation {reference!r} to compare with; there are {', '.join(parts)}")
+    if silent := [name for name, (_, by) in parts.items() if 'no_comm' not in by]:
+        raise InterlatError(f"ablation {silent[0]!r} was not played without a message, under no_comm")
+    rates = {name: game_rates(pd.concat([by[own], by['no_comm']]))[[own, 'no_comm']] for name, (own, by) in parts.items()}
+    rows = []
+    for name in (n for n in rates if n != reference):
+        both = pd.concat([rates[name], rates[reference]], axis=1, join='inner').dropna().to_numpy().T
+        part = kept_part(both[0], both[2], both[3], both[1])
+        rows.append(dict(ablation=name, share=part['kept'], share_low=part['ci_low'], share_high=part['ci_high']))
+    return pd.DataFrame(rows, columns=['ablation', 'share', 'share_low', 'share_high'])
 
 # %% ../../nbs/09_evaluation/07_summary.ipynb #7ab20c02
 def kept(

@@ -86,6 +86,8 @@ def _plays(p):
 # %% ../../nbs/13_runs/06_budget.ipynb #20b9001a
 _COUNTED = tuple(f.name for f in fields(Training) if f.default is not MISSING) # what a training may do without saying
 
+_ACTOR = dict(trainable=None, adapter_rank=None) # what only an actor has, as it is for other trainings
+
 def _settings(
     given:dict, # settings of a training, by name
     *kinds, # dataclasses that have such settings
@@ -122,7 +124,7 @@ def _training(p, on, lengths, settings):
     "Parts for the sender and the actors that are trained."
     batch, read, n = p.get('batch_size', 1), p.get('prepended_length', 0), len(p.get('training_seeds', [0]))
     if p.get('sender_steps'):
-        lesson = Training(p['sender_steps'], batch, lengths.prompt + lengths.states, lengths.longest, **settings)
+        lesson = Training(p['sender_steps'], batch, lengths.prompt + lengths.states, lengths.longest, **settings | _ACTOR)
         yield 'train the sender', train_cost(p['sender'], lesson, on, 'none')
     for channel, name, steps in _actors(p):
         average, most = (min(lengths.states, read or lengths.states), read) if channel != 'none' else (0, 0) # tokens of the message
@@ -185,7 +187,8 @@ def budget(
     lengths, (n_train, n_eval) = _Lengths(tokens, longest, prompt, p.get('max_new_tokens', 64)), _games(p)
     processes = p.get('processes', 1)
     given = _settings(p.get('model_settings', {}) | p.get('training', {}), ActorArguments, ActorConfig) | dict(processes=processes)
-    taught = given | dict(gradient_accumulation_steps=1) | _settings(p.get('student_training', {}), CompressionArguments, StudentConfig)
+    student = _settings(p.get('student_training', {}), CompressionArguments, StudentConfig)
+    taught = given | _ACTOR | dict(gradient_accumulation_steps=1) | student
     still = 4 if on.name == 'cpu' else 2 # bytes of a number that is not trained
     in_float32 = given.get('dtype', p.get('dtype', 'float32')) != 'bfloat16' and processes == 1 # an actor, as it plays
     parts = [*_writing(p, on, n_train + n_eval, lengths, still), *_training(p, on, lengths, given), *_compression(p, on, lengths, taught),

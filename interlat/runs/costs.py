@@ -15,10 +15,10 @@ import torch
 
 from ..core.basics import *
 from ..models.lm import *
-from ..models.lora import *
 from ..agents.actor import *
 from ..agents.new_actor import *
 from ..training.memory import *
+from ..training.actor_trainer import *
 
 # %% ../../nbs/13_runs/05_costs.ipynb #20b90005
 _SHAPE = ('hidden_size', 'intermediate_size', 'num_hidden_layers', 'num_attention_heads', 'num_key_value_heads',
@@ -126,7 +126,11 @@ class Training:
     gradient_accumulation_steps:int=1   # batches before a step
     processes:int=1                     # that share the conversations
     fsdp:bool|str=False                 # whether they share the weights too
-    lora:dict|str|None=None             # as `lora_settings` takes it; None: all weights are trained
+    lora:dict|str|None=None             # LoRA's settings
+    trainable:str|None=None             # 'all', 'lora' or 'adapter'; None: all, or LoRA where its settings are
+    adapter_rank:int|None=None          # of the adapter's matrices; None: full
+    optim:str='adamw_torch'             # Trainer's optimizer
+    optim_args:str|None=None            # and what that is told
     dtype:str='float32'                 # of the weights
     bf16:bool|None=False                # products in bfloat16
     gradient_checkpointing:bool=False
@@ -146,10 +150,12 @@ _CHECKPOINTS = 2 # that are kept while it trains, as `save_total_limit` has it
 
 def _empty_actor(name, training):
     "The actor that is trained, without its numbers."
-    config = model_config(name)
-    base = empty_lm(config, resolve_dtype(training.dtype))
-    with torch.device('meta'): actor = ModelWithInsertedHiddenState(base, 1, sizes(config).width) # 1: no weight depends on how much is read
-    if lora := lora_settings(training.lora): add_lora(base, lora)
+    t, config = training, model_config(name)
+    chosen = ActorConfig(name, lora=t.lora, trainable=t.trainable, adapter_rank=t.adapter_rank)
+    base = empty_lm(config, resolve_dtype(t.dtype))
+    parts = dict(prepended_length=1, adapter_rank=t.adapter_rank, own_marks=chosen.frozen) # 1: no weight depends on how much is read
+    with torch.device('meta'): actor = ModelWithInsertedHiddenState(base, hidden_size=sizes(config).width, **parts)
+    mark_trained(base, chosen)
     return actor
 
 def train_cost(
@@ -158,17 +164,19 @@ def train_cost(
     on:Device, # where
     channel:str='latent', # what it reads
 )->dict: # memory (bytes, each process), seconds, disk (bytes of what is kept)
-    "What a training of an actor takes."
+    "What a training of an actor takes. Raises `InterlatError` for one that trains nothing."
     t, actor = training, _empty_actor(name, training)
+    check_channel(channel, t.trainable == 'adapter')
     N = sum(p.numel() for p in actor.parameters())
-    trained = sum(p.numel() for p in actor.parameters() if p.requires_grad)
+    moving = sum(p.numel() for p in actor.parameters() if p.requires_grad)/N # part that is trained
     supervised = min(t.batch*t.longest//2, _HEAD) # half of a conversation is the actor's own
-    shards = t.processes if t.fsdp else 1
-    need = estimate_memory(actor, t.batch, t.longest, supervised, _PASSES[channel], bool(t.bf16), t.gradient_checkpointing, shards)
-    work = WORK[channel] + (_PASSES[channel]*_FORWARD if t.gradient_checkpointing else 0) # which goes forward once more
+    need = estimate_memory(actor, t.batch, t.longest, supervised, _PASSES[channel], autocast=bool(t.bf16), optim=t.optim,
+                           optim_args=t.optim_args, checkpointing=t.gradient_checkpointing, shards=t.processes if t.fsdp else 1)
+    once_more = _FORWARD if t.gradient_checkpointing else 0
+    work = WORK[channel] + _PASSES[channel]*(once_more - _BACKWARD/2*(1 - moving)) # what is frozen needs no gradients of weights
     rate = on.flops*on.reached*(1 if t.bf16 or on.name == 'cpu' else _FLOAT32)
     launched = (work//_FORWARD)*sizes(actor.config).depth*on.layer # a way back counts as two passes
-    checkpoint = 4*N + 8*trained # bytes: the weights, and AdamW's two moments
+    checkpoint = 4*N + optimizer_bytes(actor, t.optim, t.optim_args) # the weights, and what the optimizer keeps
     disk = 4*N + (_CHECKPOINTS*checkpoint if t.save_strategy != 'no' else 0)
     return dict(memory=need.total, seconds=t.batches*(t.batch*t.tokens*work*N/rate + launched), disk=disk)
 

@@ -151,7 +151,7 @@ class Objective(Reader):
         longest = words.shape[1] # a message from another process may be longer
         own, read = mask[:n,:longest], [h[:n,:longest]]
         if 'negative' in batch: read.append(resample_length(h[batch['negative']], mask[batch['negative']], own))
-        n_words, begin = words_in(own, rates), self.actor.settings['bop_id'] is not None
+        n_words, begin = words_in(own, rates), self.actor.marks[0] is not None
         n_same = torch.where(n_words < own.sum(1), n_words + begin, torch.iinfo(torch.long).max)
         return [self.actor.block(mix(x, words, own, rates), own) for x in read], n_same
 
