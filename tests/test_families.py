@@ -2,6 +2,7 @@
 import logging
 
 import pytest, torch
+from transformers import PreTrainedTokenizerFast
 
 from interlat.core.basics import InterlatError
 from interlat.agents.collect import read_states
@@ -9,6 +10,7 @@ from interlat.instruments.check import STATES, check_doors, slower, ways_taken
 from interlat.instruments.doors import DOORS
 from interlat.models.causal_lm import causal_lm
 from interlat.models.families import FAMILIES, family_lm
+from interlat.models.chat import add_message_tokens
 from interlat.models.lm import Agent, load_tokenizer, sizes
 
 KINDS = { # family -> what its way is, where it is not the fastest
@@ -19,6 +21,14 @@ KINDS = { # family -> what its way is, where it is not the fastest
 
 @pytest.fixture(scope='module')
 def tokenizer(): return load_tokenizer('tiny-qwen2')
+
+
+def without_marks():
+    "A tokenizer that has never heard of messages."
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(['[PAD]', '[END]', '[UNK]', *map(str, range(50))])}, unk_token='[UNK]'))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token='[PAD]', eos_token='[END]', unk_token='[UNK]')
 
 
 @pytest.mark.parametrize('family', KINDS)
@@ -95,3 +105,26 @@ def test_the_window_is_as_long_as_the_model_reads(family):
 
 @pytest.mark.parametrize('family', ['mamba', 'falcon_mamba', 'recurrent_gemma', 'xlnet', 'bloom'])
 def test_some_families_state_no_window(family): assert sizes(family_lm(family).config).window is None
+
+
+@pytest.mark.parametrize('family', ['llama', 'bert', 'gemma4_text', 'cohere2'])
+@pytest.mark.parametrize('known', [False, True], ids=['marks are new', 'the tokenizer knows them'])
+def test_a_model_gets_rows_for_the_marks(family, known):
+    "And what was tried before is tried again."
+    tokenizer = without_marks()
+    n, ids = len(tokenizer), torch.arange(10, 18)[None]
+    if known: tokenizer.add_special_tokens({'additional_special_tokens': ['<bop>', '<eop>']})
+    lm = family_lm(family, vocab=n)
+    before, door = lm(input_ids=ids).logits, causal_lm(lm)
+    assert door.head and door.found
+    assert add_message_tokens(Agent(lm, tokenizer)) == (n, n+1) == add_message_tokens(Agent(lm, tokenizer))
+    assert door.embedding.num_embeddings == n+2 and not door.found
+    torch.testing.assert_close(lm(input_ids=ids).logits[...,:n], before, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(door.embedding.weight[n], door.embedding.weight[:n].mean(0))
+
+
+def test_a_model_that_takes_no_new_tokens_is_refused():
+    "Its class looks for its own embeddings where they are not (transformers 5.23.0)."
+    tokenizer = without_marks()
+    lm = family_lm('xlstm', vocab=len(tokenizer))
+    with pytest.raises(InterlatError, match='xLSTMForCausalLM takes no new tokens .*--trainable adapter'): add_message_tokens(Agent(lm, tokenizer))

@@ -17,6 +17,7 @@ import torch
 
 from ..core.basics import *
 from .lm import *
+from .trunk import *
 from .causal_lm import *
 from .template import *
 
@@ -189,19 +190,28 @@ def message_token_ids(
     return vocab[BOP], vocab[EOP]
 
 # %% ../../nbs/05_models/05_chat.ipynb #fc483fa6
+def _grow(model, n):
+    "Give a model's tables n rows. Raises `InterlatError` if it cannot have more."
+    try: model.resize_token_embeddings(n, mean_resizing=False)
+    except Exception as e:
+        advice = 'train its adapter alone (--trainable adapter), which needs none'
+        raise InterlatError(f"{type(model).__name__} takes no new tokens ({error_line(e)}); {advice}") from e
+    causal_lm(model).found.clear() # what was tried had fewer
+
 def add_message_tokens(
     agent:Agent, # a causal language model; both are changed in place
 )->tuple[int,int]: # ids of `<bop>` and `<eop>`
-    "Teach the tokenizer the two tokens around a message and give them rows in the model's embeddings."
+    """Teach the tokenizer the two tokens around a message and give them rows in the model's embeddings, the mean of all others.
+    Raises `InterlatError` for a model that takes no new tokens."""
     model, tokenizer = agent
-    old, marks = len(tokenizer), {'additional_special_tokens': [BOP, EOP]}
-    if not tokenizer.add_special_tokens(marks, replace_extra_special_tokens=False): return message_token_ids(tokenizer)
-    door = causal_lm(model)
-    if len(tokenizer) > door.embedding.num_embeddings: model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    ids = list(message_token_ids(tokenizer))
+    door, old = causal_lm(model), len(tokenizer)
+    added = tokenizer.add_special_tokens({'additional_special_tokens': [BOP, EOP]}, replace_extra_special_tokens=False)
+    ids, rows = list(message_token_ids(tokenizer)), door.embedding.num_embeddings
+    if max(ids) >= rows: _grow(model, len(tokenizer))
+    elif not added: return tuple(ids)
     with torch.no_grad():
         for table in (door.embedding.weight, door.out_table):
-            if table is not None: table[ids] = table[:old].mean(0)
+            if table is not None: table[ids] = table[:min(old, rows)].mean(0)
     return tuple(ids)
 
 # %% ../../nbs/05_models/05_chat.ipynb #762455aa
