@@ -105,8 +105,8 @@ class Trial:
         self.close, g = close_enough(self.lm.dtype), torch.Generator().manual_seed(seed)
         usual = torch.tensor([i for i in self.door.plain_ids if i < len(self.tokenizer)])
         def some(n): return usual[torch.randint(len(usual), (n,), generator=g)].to(device)
-        self.prompts, self.plans = [some(n) for n in (9, 14, 5)], [some(n) for n in (4, 3, 6)]
-        self.at, self.h = torch.tensor([3, 6, 0], device=device), torch.randn(3, 5, 12, generator=g).to(device, self.lm.dtype)
+        self.prompts, self.plans = [some(n) for n in (54, 14, 5)], [some(n) for n in (4, 3, 6)]
+        self.at, self.h = torch.tensor([31, 6, 0], device=device), torch.randn(3, 5, 12, generator=g).to(device, self.lm.dtype)
         self.mask = torch.arange(5, device=device) < torch.tensor([[5], [3], [0]], device=device)
 
     def actor(self)->ModelWithInsertedHiddenState: # in eval mode
@@ -119,10 +119,11 @@ class Trial:
 
     def padded(self, side):
         "The prompts as one batch: ids and mask."
-        ids = self.prompts[0].new_zeros(3, 14)
+        n = max(map(len, self.prompts))
+        ids = self.prompts[0].new_zeros(len(self.prompts), n)
         mask = torch.zeros_like(ids)
         for k, p in enumerate(self.prompts):
-            here = slice(0, len(p)) if side == 'right' else slice(14 - len(p), 14)
+            here = slice(0, len(p)) if side == 'right' else slice(n - len(p), n)
             ids[k,here], mask[k,here] = p, 1
         return ids, mask
 
@@ -216,7 +217,7 @@ def _save(trial):
 def _train(trial):
     "States that a loss reads: two messages for each prompt, side by side."
     actor, (ids, mask) = trial.actor(), trial.padded('right')
-    behind = torch.arange(14, device=ids.device) > trial.at[:,None]
+    behind = torch.arange(ids.shape[1], device=ids.device) > trial.at[:,None]
     labels = torch.where(behind & mask.bool(), ids, -100)
     chat = dict(input_ids=ids, attention_mask=mask, labels=labels, insert_at=trial.at)
     blocks, wanted = [trial.message(actor, h)[1] for h in (trial.h, trial.h.flip(1))], []

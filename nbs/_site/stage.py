@@ -101,7 +101,7 @@ class Site:
     def kept_figures(self, path):
         "The figures of the runs of an experiment that are kept."
         runs = [m.parent.name for m in sorted((self.root/'data').glob('*/manifest.json'))
-                if Path(json.loads(m.read_text(encoding='utf-8'))['notebook']).name == path.name]
+                if Path(json.loads(m.read_text(encoding='utf-8')).get('notebook', '')).name == path.name]
         up = '../'*len(Path(self.docname(path)).parts)
         shown = []
         for run in runs:
