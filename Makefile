@@ -94,7 +94,7 @@ results: ## keep the tables of the last demo, of E03, E06, E08, E10, E11 and the
 	@cp data/runs/three_agents/valid_unseen/{summary,effects}.csv data/runs/three_agents/{against_valid_unseen,by_knower,only_both,messages}.csv data/runs/three_agents/metrics.json data/three_agents/
 	@sed 's#$(CURDIR)/##' data/runs/three_agents/manifest.json > data/three_agents/manifest.json
 	@for run in ablations ablations_cross ablations_frozen; do mkdir -p data/$$run figures/$$run; \
-		cp data/runs/$$run/{ablations,shares,summary,per_seed,logs}.csv data/runs/$$run/metrics.json data/$$run/; \
+		cp data/runs/$$run/{ablations,shares,paired,summary,per_seed,logs}.csv data/runs/$$run/metrics.json data/$$run/; \
 		sed 's#$(CURDIR)/##' data/runs/$$run/manifest.json > data/$$run/manifest.json; done
 
 bench: $(VENV)/.dev stock ## measure every speed claim again, into data/benchmarks (15 minutes on a quiet machine)

@@ -136,8 +136,7 @@ def ablation_table(
     """A row an ablation, in their order. Raises `InterlatError` without the reference, or for one that played neither `latent` nor `text`.
     Columns: ablation, condition, those of `summarise`, seed_low, seed_high; then of presence, content and change the difference,
     `_low`, `_high`, `_p` and `_holm`."""
-    parts = {name: _played(name, part) for name, part in games.groupby('ablation', sort=False)}
-    if reference not in parts: raise InterlatError(f"no games of the ablation {reference!r} to compare with; there are {', '.join(parts)}")
+    parts = _parts(games, reference)
     full_own, full_by = parts[reference]
     rows = []
     for name, (own, by) in parts.items():
@@ -158,6 +157,12 @@ def _played(name, part):
     own = next((c for c in OWN if c in by), None)
     if not own: raise InterlatError(f"ablation {name!r} was played with neither {' nor '.join(OWN)}, found {', '.join(by)}")
     return own, by
+
+def _parts(games, reference):
+    "What `_played` gives, by the name of the ablation; raises `InterlatError` without the reference."
+    parts = {name: _played(name, part) for name, part in games.groupby('ablation', sort=False)}
+    if reference not in parts: raise InterlatError(f"no games of the ablation {reference!r} to compare with; there are {', '.join(parts)}")
+    return parts
 
 def _spread(part):
     "The lowest and the highest success rate of a seed."
@@ -180,15 +185,14 @@ def presence_shares(
 )->pd.DataFrame: # ablation, share, share_low, share_high: a row for each other ablation, over the games that both ran
     """What part of the reference's presence others have.
     Raises `InterlatError` as `ablation_table` does, and for an ablation that was never played without a message."""
-    parts = {name: _played(name, part) for name, part in games.groupby('ablation', sort=False)}
-    if reference not in parts: raise InterlatError(f"no games of the ablation {reference!r} to compare with; there are {', '.join(parts)}")
+    parts = _parts(games, reference)
     if silent := [name for name, (_, by) in parts.items() if 'no_comm' not in by]:
         raise InterlatError(f"ablation {silent[0]!r} was not played without a message, under no_comm")
     rates = {name: game_rates(pd.concat([by[own], by['no_comm']]))[[own, 'no_comm']] for name, (own, by) in parts.items()}
     rows = []
     for name in (n for n in rates if n != reference):
-        both = pd.concat([rates[name], rates[reference]], axis=1, join='inner').dropna().to_numpy().T
-        part = kept_part(both[0], both[2], both[3], both[1])
+        own, own_none, full, none = pd.concat([rates[name], rates[reference]], axis=1, join='inner').dropna().to_numpy().T
+        part = kept_part(own, full, none, own_none)
         rows.append(dict(ablation=name, share=part['kept'], share_low=part['ci_low'], share_high=part['ci_high']))
     return pd.DataFrame(rows, columns=['ablation', 'share', 'share_low', 'share_high'])
 

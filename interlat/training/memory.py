@@ -46,11 +46,12 @@ def _layer_bytes(size, dtype, autocast, lora, positions, frozen=False):
     A = H*size.head_width # width of all heads together
     wide, b = dtype.itemsize, 2 if autocast else dtype.itemsize # of weights and residuals, of products
     thin = 2 if autocast else 4 # of what goes into LoRA matrices
-    if frozen: inputs = -2*E*wide # nor the normalised results
+    normed = 0 if frozen else 2*E*wide # results of both norms
+    if frozen: inputs = 0
     elif lora: inputs = (5*E + A + F)*(thin + 1)
     elif lora == 0 and thin != wide: inputs = (5*E + A + F)*thin
     else: inputs = ((2 if b == wide else 5)*E + F)*b
-    return 2*E*(4+wide) + (4*A + 3*F + positions)*b + 4*H + inputs
+    return 2*E*4 + normed + (4*A + 3*F + positions)*b + 4*H + inputs
 
 def _lora(model):
     "The dropout of a model's LoRA layers; None where there are none."
@@ -114,18 +115,17 @@ def estimate_memory(
     def size(parameters): return sum(p.nbytes for p in parameters)
     weights, trained = size(model.parameters()), size(p for p in model.parameters() if p.requires_grad)
     layers = [[*m.parameters()] for m in model.modules() if type(m).__name__ in model._no_split_modules]
-    all, most = sum(map(size, layers)), max(map(size, layers))
-    whole = weights - all + most if s.shards > 1 else 0 # what a process has in full: one layer, and all that is in no layer
-    autocast, moving = s.autocast and dtype == torch.float32, [p for layer in layers for p in layer if p.requires_grad]
-    layer, depth = _layer_bytes(of, dtype, autocast, _lora(model), positions, not moving), of.depth
+    inside, most = sum(map(size, layers)), max(map(size, layers), default=0)
+    whole = weights - inside + most if s.shards > 1 else 0 # what a process has in full: one layer, and all that is in no layer
+    autocast, moving = s.autocast and dtype == torch.float32, size(p for layer in layers for p in layer if p.requires_grad)
+    layer, depth = _layer_bytes(of, dtype, autocast, _lora(model), positions, frozen=inside > moving == 0), of.depth
     stream = of.width*dtype.itemsize
     kept = depth*stream + layer/passes if s.checkpointing else depth*layer
     activations = passes*batch_size*positions*(kept + 3*stream)
-    if autocast: activations += _copies(size(moving), all, depth, passes, s.checkpointing)
+    if autocast: activations += _copies(moving, inside - moving, depth, passes, s.checkpointing)
     return Memory(weights//s.shards + whole, trained//s.shards, optimizer_bytes(model, s.optim, s.optim_args)//s.shards,
                   int(activations), _ARRAYS*4*supervised*of.vocab_size)
 
-def _copies(moving, all, depth, passes, checkpointing):
+def _copies(moving, still, depth, passes, checkpointing):
     "What autocast's bfloat16 copies of matrices take: it keeps one of those that are trained; of the others every pass keeps its own."
-    still = (all - moving)/depth if checkpointing else passes*(all - moving)
-    return (moving + still)/2
+    return (moving + (still/depth if checkpointing else passes*still))/2
