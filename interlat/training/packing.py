@@ -19,6 +19,7 @@ from transformers.masking_utils import sdpa_mask
 from ..core.basics import *
 from ..models.trunk import *
 from ..models.causal_lm import *
+from ..models.cache import keeps_everything
 from ..agents.actor import *
 
 # %% ../../nbs/07_training/03_packing.ipynb #cc9f1511
@@ -107,9 +108,11 @@ def can_pack(
     lm, # Hugging Face causal language model
 )->bool:
     "Does every layer of the model say that it attends to all that comes before, through the attention interface?"
-    def says(name): return getattr(lm.config, name, None)
+    config = causal_lm(lm).config # of a multimodal model the text half's, which has the windows
+    def says(name): return getattr(config, name, None)
     full = set(says('layer_types')) == {'full_attention'} if says('layer_types') else not says('sliding_window')
-    return bool(full and getattr(lm, '_supports_attention_backend', False) and not says('attn_logit_softcapping'))
+    takes_ours = getattr(lm, '_supports_attention_backend', False) and not says('attn_logit_softcapping')
+    return bool(full and keeps_everything(lm) and takes_ours)
 
 def use_packing(
     lm, # Hugging Face causal language model, changed in place
