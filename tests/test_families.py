@@ -107,7 +107,7 @@ def test_the_window_is_as_long_as_the_model_reads(family):
 def test_some_families_state_no_window(family): assert sizes(family_lm(family).config).window is None
 
 
-@pytest.mark.parametrize('family', ['llama', 'bert', 'gemma4_text', 'cohere2'])
+@pytest.mark.parametrize('family', ['llama', 'bert', 'gemma4_text', 'cohere2', 'xlstm'])
 @pytest.mark.parametrize('known', [False, True], ids=['marks are new', 'the tokenizer knows them'])
 def test_a_model_gets_rows_for_the_marks(family, known):
     "And what was tried before is tried again."
@@ -123,8 +123,12 @@ def test_a_model_gets_rows_for_the_marks(family, known):
     torch.testing.assert_close(door.embedding.weight[n], door.embedding.weight[:n].mean(0))
 
 
-def test_a_model_that_takes_no_new_tokens_is_refused():
-    "Its class looks for its own embeddings where they are not (transformers 5.23.0)."
+@pytest.mark.parametrize('how, why', [('raises', 'RuntimeError: no'), ('draws anew', 'its trained rows change')])
+def test_a_model_that_takes_no_new_tokens_is_refused(how, why, monkeypatch):
     tokenizer = without_marks()
-    lm = family_lm('xlstm', vocab=len(tokenizer))
-    with pytest.raises(InterlatError, match='xLSTMForCausalLM takes no new tokens .*--trainable adapter'): add_message_tokens(Agent(lm, tokenizer))
+    lm = family_lm('llama', vocab=len(tokenizer))
+    def resize(n, mean_resizing):
+        if how == 'raises': raise RuntimeError('no')
+        lm.get_input_embeddings().weight.data.normal_()
+    monkeypatch.setattr(lm, 'resize_token_embeddings', resize)
+    with pytest.raises(InterlatError, match=f'LlamaForCausalLM takes no new tokens .{why}.; train its adapter alone'): add_message_tokens(Agent(lm, tokenizer))

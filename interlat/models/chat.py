@@ -191,11 +191,15 @@ def message_token_ids(
 
 # %% ../../nbs/05_models/05_chat.ipynb #fc483fa6
 def _grow(model, n):
-    "Give a model's tables n rows. Raises `InterlatError` if it cannot have more."
-    try: model.resize_token_embeddings(n, mean_resizing=False)
-    except Exception as e:
-        advice = 'train its adapter alone (--trainable adapter), which needs none'
-        raise InterlatError(f"{type(model).__name__} takes no new tokens ({error_line(e)}); {advice}") from e
+    "Give a model's tables n rows, and leave those as they are that it has. Raises `InterlatError` if it cannot have more."
+    first, wrong = causal_lm(model).embedding.weight[:8].clone(), []
+    for mean in (False, True): # the plain way first; xLSTM knows the other one only
+        try: model.resize_token_embeddings(n, mean_resizing=mean)
+        except Exception as e: wrong.append(error_line(e))
+        else: break
+    if len(wrong) == 2 or not torch.equal(causal_lm(model).embedding.weight[:8], first):
+        why, advice = wrong[0] if wrong else 'its trained rows change', 'train its adapter alone (--trainable adapter), which needs none'
+        raise InterlatError(f"{type(model).__name__} takes no new tokens ({why}); {advice}")
     causal_lm(model).found.clear() # what was tried had fewer
 
 def add_message_tokens(
