@@ -69,7 +69,7 @@ def answer(
     check_questions(tasks)
     a = Answering(**answering)
     speaker = speaker or Speaker(actor, a.max_new_tokens, a.temperature)
-    check_chats(actor, asked_in(tasks), messages.__getitem__, channel, speaker.max_new_tokens)
+    if isinstance(speaker, Speaker): check_chats(actor, asked_in(tasks), messages.__getitem__, channel, speaker.max_new_tokens)
     samples = [(i, k) for i in range(len(tasks)) for k in range(a.n_samples)]
     said = {} # number of a task -> its answers so far
     for at in range(0, len(samples), a.batch_size):

@@ -143,7 +143,7 @@ def play(
     messages = one_each(messages, games)
     p = Playing(**playing)
     speaker = speaker or Speaker(actor, p.max_new_tokens, p.temperature, p.cache)
-    check_openings(actor, games, messages, channel, speaker.max_new_tokens)
+    if isinstance(speaker, Speaker): check_openings(actor, games, messages, channel, speaker.max_new_tokens) # a script has no window
     files = [g.source if isinstance(g, Task) else g for g in games]
     waiting, seats = deque(range(len(games))), {} # number of a game -> (Player, Seat)
     with GameBatch(files, p.engine, p.max_steps, p.workers) as table:
@@ -161,6 +161,7 @@ def play(
 def _goes_on(speaker, player, seat):
     "Whether a game goes on; one whose conversation has outgrown the actor's window is lost."
     if player.done: return False
+    if not isinstance(speaker, Speaker): return True
     seat.chat.open()
     try: speaker.check(seat, f'game {player.episode.task_id}, after {player.episode.steps} steps,')
     except InterlatError as e: player.give_up(str(e))

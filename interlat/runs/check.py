@@ -69,7 +69,8 @@ def check_families(
 )->pd.DataFrame: # one row a family, as `check_family` gives it
     "Check families, and keep the table with what it was made by. Raises `InterlatError` for a family that there is not."
     for family in families: check_choice(FAMILIES, family=family)
-    check_range(1, jobs=jobs, limit=limit)
+    check_range(1, jobs=jobs)
+    check_range(0, limit=limit)
     out, parameters = Path(out), dict(families=len(families), seed=seed, width=width, limit=limit)
     manifest = dict(command='interlat-check --families', parameters=parameters, git=git_state(), machine=machine(), packages=package_versions())
     with record_run(out, manifest), ThreadPoolExecutor(jobs) as pool:
