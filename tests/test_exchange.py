@@ -111,8 +111,7 @@ def broken(column, row, value):
 
 @pytest.mark.parametrize('columns, error', (
     (broken('hidden_state', 9, [[1., 2.], [3.]]), r"row 9 \(task 'game-9'\): hidden_state must have rows of one width, found 2, 1"),
-    (broken('hidden_state', 9, []), r"row 9 \(task 'game-9'\): hidden_state is empty"),
-    (broken('hidden_state', 1, None), r"row 1 \(task 'game-1'\): hidden_state is empty"),
+    (broken('hidden_state', 9, [[], [1.]*4]), r"row 9 \(task 'game-9'\): hidden_state must have rows of one width, found 0, 4"),
     (broken('hidden_state', 1, [None, [1.]*4]), r"row 1 \(task 'game-1'\): hidden_state must have rows of one width, found None, 4"),
     (broken('hidden_state', 0, [[float('nan')]*4]), r"row 0 \(task 'game-0'\): hidden_state holds missing, NaN or infinite values \(as float32\)"),
     (broken('hidden_state', 0, [[1e300]*4]), 'row 0 .*infinite values'),
@@ -137,6 +136,25 @@ def broken(column, row, value):
 def test_what_is_refused(tmp_path, columns, error):
     with pytest.raises(InterlatError, match=error) as e: import_messages(parquet(tmp_path/'a.parquet', columns), tmp_path/'store', 's')
     assert '\n' not in str(e.value) and str(e.value).startswith('a.parquet')
+
+
+@pytest.mark.parametrize('nothing', (None, [], [[]], [None]))
+def test_rows_without_states_are_left_out_and_told(tmp_path, nothing):
+    c = rows(12)
+    for i in (0, 9): c['hidden_state'][i] = nothing
+    source = parquet(tmp_path/'a.parquet', c)
+    told = r"^2 of 12 rows have no states and are left out: a.parquet, row 0 \(task 'game-0'\) is the first$"
+    with pytest.warns(match=told): store = import_messages(source, tmp_path/'store', 's', batch_size=3)
+    assert store.task_ids() == [t for i, t in enumerate(c['task_id']) if i not in (0, 9)]
+    with pytest.warns(match=told): assert len(import_messages(source, tmp_path/'store', 's')) == 10  # once more
+    parquet(source, rows(12))  # the sender has gone on
+    assert len(import_messages(source, tmp_path/'store', 's')) == 12
+
+
+def test_a_set_without_any_states(tmp_path):
+    c = dict(rows(2), hidden_state=pa.array([None, None], NESTED))
+    with pytest.warns(match='^2 of 2 rows have no states'), pytest.raises(InterlatError, match='it has no rows with states'):
+        import_messages(parquet(tmp_path/'a.parquet', c), tmp_path/'store', 's')
 
 
 def test_other_refusals(tmp_path):

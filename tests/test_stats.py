@@ -5,6 +5,7 @@ import numpy as np, pytest
 from hypothesis import given, settings, strategies as st
 from scipy.stats import binom
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
+from interlat.core import stats
 from interlat.core.basics import InterlatError
 from interlat.core.stats import bootstrap_ci, detectable_effect, holm, mcnemar, minimum_detectable_effect, newcombe, paired_difference, paired_rates, pareto_front, rate_interval, sign_flip, wilson
 
@@ -148,8 +149,9 @@ def experiments(rng, n, seeds, times):
         p = rng.beta(.4, .6, n) # .4 on average
         yield (rng.random(n) < .1 + .8*p).astype(float), rng.binomial(seeds, p)/seeds
 
-def test_intervals_over_seeds_cover():
+def test_intervals_over_seeds_cover(monkeypatch):
     "Of simulated experiments about 95 % have the true rate and the true difference in their interval: seeds of a game are no games."
+    monkeypatch.setattr(stats, 'sign_flip', lambda *_, **__: 1.) # most of the time, and not asked for here
     rates, differences = [], []
     for a, b in experiments(np.random.default_rng(0), 100, 3, 300):
         low, high = rate_interval(b)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'TAKES', 'PUTS', 'pool', 'project', 'linear_probe', 'task_labels', 'next_token_labels', 'decodable',
-           'spectrum', 'effective_rank', 'participation_ratio', 'anisotropy', 'norms', 'cka', 'cka_table',
+           'as_cloud', 'spectrum', 'effective_rank', 'participation_ratio', 'anisotropy', 'norms', 'cka', 'cka_table',
            'centroid_shift', 'final_norm', 'head_logits', 'logit_lens', 'agreement', 'nearest_tokens', 'student_states',
            'topk_mass', 'mass_percentiles', 'plan_mass', 'WAYS', 'Decision', 'Vocabulary', 'NextToken', 'action_table',
            'windows', 'steps', 'leave_out', 'leave_span_out']
@@ -26,7 +26,7 @@ from .parallel import *
 from .attribution import *
 
 # %% ../../nbs/11_instruments/05_probe.ipynb #17ab0000
-_all_ = ['spectrum', 'effective_rank', 'participation_ratio', 'anisotropy', 'norms', 'cka', 'cka_table', 'centroid_shift',
+_all_ = ['as_cloud', 'spectrum', 'effective_rank', 'participation_ratio', 'anisotropy', 'norms', 'cka', 'cka_table', 'centroid_shift',
          'final_norm', 'head_logits', 'logit_lens', 'agreement', 'nearest_tokens',
          'student_states', 'topk_mass', 'mass_percentiles', 'plan_mass',
          'WAYS', 'Decision', 'Vocabulary', 'NextToken', 'action_table', 'windows', 'steps', 'leave_out', 'leave_span_out']
@@ -41,22 +41,25 @@ def pool(
         if not len(m): raise InterlatError(f"message {m.task_id!r} has no states to pool")
         rows.append(m.h.float().mean(0))
     if not rows: raise InterlatError('no messages to pool')
-    return torch.stack(rows).numpy()
+    return torch.stack(rows).cpu().numpy()
 
 # %% ../../nbs/11_instruments/05_probe.ipynb #71ecb635
 METHODS = ('pca', 'umap')
 
 def project(
-    x, # (N, D) pooled messages
+    x, # (N, D) pooled messages, or any cloud of `as_cloud`
     method:str='pca', # one of `METHODS`
     seed:int=0, # of UMAP; PCA needs none
     progress:bool=False, # show a bar while UMAP goes on
 )->tuple: # points (N, 2), and the names of the two axes
-    "Messages in two dimensions; raises `InterlatError` for an unknown method or too few messages."
+    "Messages in two dimensions; raises `InterlatError` for an unknown method, too few messages, or numbers that are not finite."
     check_choice(METHODS, method=method)
+    x = as_cloud(x)
     if len(x) < 4: raise InterlatError(f"a map needs at least 4 messages, found {len(x)}")
-    if method == 'umap': return _umap(x, seed, progress), ('UMAP 1', 'UMAP 2')
+    if x.shape[1] < 2: raise InterlatError(f"a map needs vectors of at least 2 numbers, found {x.shape[1]}")
+    if method == 'umap': return _umap(x.astype(np.float32), seed, progress), ('UMAP 1', 'UMAP 2')
     from sklearn.decomposition import PCA
+    if not np.ptp(x, axis=0).any(): return np.zeros((len(x), 2)), ('principal component 1', 'principal component 2') # one point
     pca = PCA(2, svd_solver='full').fit(x)
     return pca.transform(x), tuple(f"principal component {i} ({r:.0%} of variance)" for i, r in enumerate(pca.explained_variance_ratio_, 1))
 
@@ -82,8 +85,8 @@ def linear_probe(
     shuffles:int=5, # how often the control is run
 )->dict: # accuracy, ci_low, ci_high (95 %), control (mean accuracy with shuffled labels), classes, n
     """Cross-validated accuracy of a linear probe (Alain & Bengio 2017), and of its control. Caveat: what can be read off need not be read.
-    Raises `InterlatError` for too few messages or classes."""
-    y = np.asarray(y)
+    Raises `InterlatError` for too few messages or classes, or numbers that are not finite."""
+    x, y = as_cloud(x).astype(np.float32), np.asarray(y)
     groups = np.arange(len(y)) if groups is None else np.asarray(groups)
     if not len(x) == len(y) == len(groups):
         raise InterlatError(f"{len(x)} messages need as many labels and groups, found {len(y)} and {len(groups)}")

@@ -6,7 +6,7 @@
 __all__ = ['read_messages', 'import_messages', 'export_messages']
 
 # %% ../../nbs/02_messages/05_exchange.ipynb #3ca98754
-import os
+import os, warnings
 from itertools import islice
 from pathlib import Path
 import torch
@@ -22,20 +22,30 @@ def _is_list(t):
     import pyarrow.types as types
     return types.is_list(t) or types.is_large_list(t) or types.is_fixed_size_list(t)
 
+def _stored(cell):
+    "A cell without the name that a library gave its type, such as `Array2D`."
+    return cell.value if isinstance(cell, _need('pyarrow').ExtensionScalar) else cell
+
+def _has_states(cell):
+    "Whether there is anything in a cell: it is not missing, and not lists around nothing."
+    cell = _stored(cell)
+    if not cell.is_valid or not _is_list(cell.type): return cell.is_valid
+    inside = cell.values
+    while _is_list(inside.type): inside = inside.flatten()
+    return len(inside) > 0
+
 def _states(cell, dtype):
-    "A cell of nested lists as a tensor (L, D) of `dtype`; raises `InterlatError` with what is wrong."
+    "A cell of nested lists, not empty, as a tensor (L, D) of `dtype`; raises `InterlatError` with what is wrong."
     pa, pc = _need('pyarrow'), _need('pyarrow.compute')
-    if isinstance(cell, pa.ExtensionScalar): cell = cell.value
+    cell = _stored(cell)
     if not _is_list(cell.type): raise InterlatError(f"must be nested lists of numbers, found {cell.type}")
     rows = cell.values
-    if rows is None: raise InterlatError("is empty")
     if _is_list(rows.type) and _is_list(rows.type.value_type):
         if len(rows) != 1: raise InterlatError(f"must be of shape (L, D) or (1, L, D), found {len(rows)} along the first of three axes")
         rows = rows.flatten()
-    if not len(rows): raise InterlatError("is empty")
     if not _is_list(rows.type): raise InterlatError(f"must be of shape (L, D) or (1, L, D), found one axis of {len(rows)}")
     widths = pc.unique(pc.list_value_length(rows)).to_pylist()
-    if len(widths) != 1 or not widths[0]: raise InterlatError(f"must have rows of one width, found {_some(widths)}")
+    if len(widths) != 1: raise InterlatError(f"must have rows of one width, found {_some(widths)}")
     flat = rows.flatten()
     if not (pa.types.is_floating(flat.type) or pa.types.is_integer(flat.type)): raise InterlatError(f"must hold numbers, found {flat.type}")
     h = torch.tensor(flat.to_numpy(zero_copy_only=False)).reshape(len(rows), widths[0]).to(dtype)
@@ -146,10 +156,14 @@ def read_messages(
     split:str|None=None, # of a Hugging Face data set that has several
     skip=(), # container of task ids to pass over, e.g. a store
 ): # yields `LatentMessage`
-    "The messages of a data set one by one, few rows in memory at a time. Raises `InterlatError` that names row and column."
-    dtype, seen, width = resolve_dtype(dtype), set(), None
+    """The messages of a data set one by one, few rows in memory at a time; rows without states are left out, with one warning.
+    Raises `InterlatError` that names row and column."""
+    dtype, seen, width, without = resolve_dtype(dtype), set(), None, []
     for where, cells in _rows(source, split):
         task_id = _field(where, 'task_id', _string, cells['task_id'])
+        if not _has_states(cells['hidden_state']):
+            without.append(f"{where} (task {task_id!r})")
+            continue
         if task_id in seen: raise InterlatError(f"{where}: task_id {task_id!r} is there a second time; a store keeps one message a task")
         seen.add(task_id)
         if task_id in skip: continue
@@ -158,6 +172,9 @@ def read_messages(
         width = width or message.width
         if message.width != width: raise InterlatError(f"{where}: hidden_state has width {message.width}, the rows before it {width}")
         yield message
+    if without:
+        warnings.warn(f"{len(without)} of {len(without)+len(seen)} rows have no states and are left out: {without[0]}"
+                      + (' is the first' if len(without) > 1 else ''), stacklevel=2)
 
 # %% ../../nbs/02_messages/05_exchange.ipynb #05a91d9c
 def import_messages(
@@ -169,13 +186,13 @@ def import_messages(
     split:str|None=None, # of a Hugging Face data set that has several
     batch_size:int=32, # messages a shard, at least 1
 )->MessageStore:
-    """Add a data set's messages to a store, those that it lacks.
+    """Add a data set's messages to a store, those that it lacks; rows without states are left out, with one warning.
     Raises `InterlatError` that names row and column; what came before them is kept."""
     check_range(1, whole=True, batch_size=batch_size)
     store = MessageStore(path, sender, layer)
     messages = read_messages(source, sender, layer, dtype, split, store)
     while batch := list(islice(messages, batch_size)): store.append(batch)
-    if not len(store): raise InterlatError(f"{source} holds no messages: it has no rows")
+    if not len(store): raise InterlatError(f"{source} holds no messages: it has no rows with states")
     return store
 
 # %% ../../nbs/02_messages/05_exchange.ipynb #a4f25ca0
