@@ -78,11 +78,13 @@ TASK_TYPES = tuple(GOALS.values())
 def parse_goal(
     goal:str, # the `(:goal …)` section of the problem
 )->tuple[str,str,str]: # task type, class of the target, class of the receptacle or lamp
-    "What has to be done; raises `InterlatError` for a goal that is none of the six."
+    "What has to be done; raises `InterlatError` for a goal that is none of the six, or does not name its classes."
     key = ' '.join(sorted(re.findall(r'\(([a-zA-Z]+|=) \?', goal)))
     if key not in GOALS: raise InterlatError(f"unknown goal with predicates: {key or 'none'}; wanted one of {', '.join(TASK_TYPES)}")
     objects = [kind.lower() for kind in re.findall(r'\(objectType \?\w+ (\w+)Type\)', goal)]
     places = [kind.lower() for kind in re.findall(r'\(receptacleType \?\w+ (\w+)Type\)', goal)]
+    if (len(objects), len(places)) != (key.count('objectType'), key.count('receptacleType')):
+        raise InterlatError(f"the goal does not name its classes, as in `(objectType ?o MugType)`: {' '.join(goal.split())[:200]}")
     if GOALS[key] == 'look_at_obj_in_light': return GOALS[key], objects[1], objects[0]
     return GOALS[key], objects[0], places[0]
 
@@ -156,6 +158,7 @@ def parse_game(
     "The facts of a game; raises `InterlatError` if a part is missing or is not what ALFWorld writes."
     wanted = dict(grammar=str, pddl_problem=str, walkthrough=list)
     missing = [k for k, kind in wanted.items() if not isinstance(data, dict) or not isinstance(data.get(k), kind)]
+    if not missing and not all(isinstance(command, str) for command in data['walkthrough']): missing = ['walkthrough']
     if missing: raise InterlatError(f"game file without a usable {', '.join(missing)}")
     problem = data['pddl_problem']
     start, end = problem.find('(:init'), problem.find('(:goal')

@@ -22,9 +22,10 @@ def plan_text(
 )->str: # e.g. 'take book 1 from bed 1, use desklamp 1 on desk 1.'
     "What has to be done, in the order of the commands."
     game, steps = as_game(game), []
+    where = {name: thing.inside[0] for name, thing in game.things.items() if thing.inside}
     for command in game.walkthrough if commands is None else commands:
         verb, _, rest = command.partition(' ')
-        if verb == 'use': command = f'{command} on {game.things[rest].inside[0]}'
+        if verb == 'use' and rest in where: command = f'{command} on {where[rest]}'
         if verb not in ('go', 'open', 'close', 'look', 'examine', 'inventory', 'help'): steps.append(command)
     return ', '.join(steps) + '.'
 
