@@ -105,7 +105,7 @@ _THOUGHT = ('(?:think(?:ing)?|thoughts?|reason(?:ing)?|analysis|reflection|scrat
 _TAG = re.compile(rf"""(?P<ends>assistantfinal | [<\[◁]\|?(?:/|end_(?:of_)?)(?:\w+:)?{_THOUGHT}\|?[>\]▷])
     | [<\[◁]\|?(?:(?:begin|start)_(?:of_)?)?(?:\w+:)?{_THOUGHT}(?:\s[^<>\n]*)?\|?[>\]▷]""", re.I|re.X)
 _HIDDEN = re.compile(rf"""(["']){_THOUGHT}\1\s*:\s*(["'])(?:\\.|(?!\2).)*\2  # a thought in JSON
-    | ~~.+?~~ | ^[\ \t>]*(?:```+|~~~+)[\ \t]*[\w+-]*[\ \t]*$""", re.I|re.M|re.S|re.X)
+    | (?<!~)~~(?!~)[^\n]+?~~(?!~) | ^[\ \t>]*(?:```+|~~~+)[\ \t]*[\w+-]*[\ \t]*$""", re.I|re.M|re.S|re.X)
 def _blank(text): return re.sub('[^\n]+', lambda line: ' '*len(line[0]), text)
 
 def hide_thoughts(
@@ -195,6 +195,11 @@ def _is_own(before, aside):
     "Whether a line begins anew, after the text before it; it may go on with a thought if there was one."
     return bool(_ENDED.search(before) or not aside and re.search(r'(?:\n\s*\n\s*|:\W*)\Z', before))
 
+def _is_prose(line, command, first):
+    "Whether a command of one word, such as help, is rather a word of somebody who speaks: *Help! I am lost.*"
+    words = line[_LEAD.match(line).end():]
+    return ' ' not in command and (bool(re.search(r'[.!…]\s+\w', words)) if first else words.strip(' \t`*_"\'') != command)
+
 # %% ../../nbs/03_games/08_words.ipynb #a94eaf64
 def read_action(
     output:str, # what the actor wrote, special tokens left out
@@ -208,8 +213,9 @@ def read_action(
         if tells and found: break
         if label := ACTION.search(seen, *line.span()): return _labelled(text, seen, label.end(), admissible)
         said = Said(text, '') if tells else _said(text, seen, line, admissible)
-        if said.command and not lines: return said
-        if said.command: found.append((line, said))
+        if said.command and not _is_prose(line[0], said.command, not lines):
+            if not lines: return said
+            found.append((line, said))
         lines.append(line)
         aside = aside or bool(tells)
     if len({said.command for _, said in found}) == 1:
