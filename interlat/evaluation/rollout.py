@@ -32,7 +32,7 @@ class Episode:
     task_type:str # its group in tables
     won:bool|None=None # did the environment say that the goal holds; None if the game broke
     steps:int=0 # commands given
-    actions:list[str]=field(default_factory=list) # the commands, also those that the game did not offer; '' where the actor's words held none
+    actions:list[str]=field(default_factory=list) # the commands, also those not offered; '' where the actor's words held none
     observations:list[str]=field(default_factory=list) # what the game printed: at the start, and after each command
     outputs:list[str]=field(default_factory=list) # what the actor wrote, word for word
     unparsable:int=0 # how many outputs held no command that the game offered; each cost a step
