@@ -73,6 +73,25 @@ def test_half_a_download(root):
     with pytest.raises(InterlatError, match='splits with games: none'): find_games(root.parent)
 
 
+def test_trials_that_lack_their_game_are_told_beside_those_that_have_one(root, recwarn):
+    files = find_games(root)
+    assert not recwarn.list
+    split = files[0].parents[2]
+    for k, name in enumerate(['pick_and_place_simple-Mug-None-Shelf-1', 'pick_and_place_with_movable_recep-Mug-Bowl-Shelf-1', 'pick_and_place_simple-AppleSliced-None-Shelf-1']):
+        (split/name/f'trial_{k}').mkdir(parents=True)
+        (split/name/f'trial_{k}'/'traj_data.json').write_text('{}')
+    (split/'pick_and_place_simple-Mug-None-Shelf-1'/'notes').mkdir()
+    def told():
+        with pytest.warns(UserWarning) as found: assert find_games(root) == files
+        (line,) = found
+        return str(line.message)
+    (split/'games.json').unlink(missing_ok=True)
+    assert told() == (f'no game.tw-pddl in 1 of 3 trials of {split}, such as pick_and_place_simple-Mug-None-Shelf-1/trial_0; they are left out: '
+                      'the download stopped halfway, run `alfworld-download` again')
+    (split/'games.json').write_text('{}')
+    assert told().endswith('delete their folders and run `interlat-games` again')
+
+
 @pytest.mark.parametrize('cut', [lambda b: b[:-1], lambda b: b[:len(b)//2], lambda b: b[:b.rindex(b'"solvable"')], lambda b: b'',
                                  lambda b: b[:-300] + bytes(300), lambda b: b[:b.index(b'}')+1]], ids=['brace', 'half', 'mark', 'all', 'zeros', 'a brace ends it'])
 def test_a_file_that_was_cut_short_is_an_error(root, cut):

@@ -4,7 +4,8 @@ import json, shutil
 import pytest
 
 from interlat.games.gamefile import read_game
-from interlat.games.generate import generate_games
+from interlat.games.generate import expert_plan, generate_games
+from interlat.games.household import enough, game_task, share
 from interlat.games.find import find_games, task_type
 from interlat.games.env import GameEnv
 from interlat.games.words import map_text, plan_text
@@ -203,7 +204,13 @@ def test_truncated_file(file):
     (json.dumps(kitchen(goal='(:goal (and (isSliced ?o)))')), 'unknown goal'),
     (json.dumps(kitchen(extra='(not (openable x))')), 'flat facts'), (json.dumps(kitchen(extra='(isHot Mug_bar_1)')), 'starts with: isHot'),
     (json.dumps(kitchen(extra='(inReceptacle Mug_bar_1 Shelf_bar_9)')), 'a fact is missing .*, about shelf_bar_9'),
-    (json.dumps(kitchen(extra='(inReceptacle Mug_bar_9 Shelf_bar_1)')), 'a fact is missing .*, about mug_bar_9')])
+    (json.dumps(kitchen(extra='(inReceptacle Mug_bar_9 Shelf_bar_1)')), 'a fact is missing .*, about mug_bar_9'),
+    (json.dumps(dict(kitchen(), walkthrough=['look', None])), 'without a usable walkthrough'),
+    (json.dumps(kitchen(goal=TWO.replace('MugType', 'Mug'))), 'the goal does not name its classes'),
+    (json.dumps(kitchen(extra='(receptacleAtLocation Fridge_bar_1 loc_bar_A)')), 'has fridge_bar_1 in 2 places: loc_bar_a, loc_bar_c'),
+    (json.dumps(kitchen(extra='(atLocation agent1 loc_bar_A)')), 'has agent1 in 2 places'),
+    (json.dumps(kitchen(extra='(holds agent1 Mug_bar_1)')), 'not clear about what is held'), (json.dumps(kitchen(extra='(holdsAny agent1)')), 'not clear about'),
+    (json.dumps(kitchen(extra='(holdsAny agent1) (holds agent1 Mug_bar_1) (holds agent1 Mug_bar_2)')), 'not clear about what is held')])
 def test_wrong_files(tmp_path, text, said):
     (tmp_path/'game.tw-pddl').write_text(text)
     with pytest.raises(InterlatError, match=said): read_game(tmp_path/'game.tw-pddl')
@@ -225,6 +232,28 @@ def test_find_games_skips_what_is_not_a_text_game(file):
     (split.parent/'top').mkdir()
     split.rename(split.parent/'top'/'train'), (split.parent/'top').rename(split.parent/'json_2.1.1')
     assert [f.name for f in find_games(split.parent, 'train')] == ['game.tw-pddl']
+
+
+def test_a_player_may_begin_at_a_receptacle_or_with_something_in_the_hand():
+    data = kitchen(extra='(holds agent1 Spoon_bar_1) (holdsAny agent1)')
+    engine = NativeEngine(parse_game(data))
+    assert engine.step('inventory') == 'You are carrying: a spoon 1.' and not [c for c in engine.commands if c.startswith('take')]
+    data['pddl_problem'] = data['pddl_problem'].replace('loc_bar_0', 'loc_bar_C')
+    engine = NativeEngine(parse_game(data))
+    assert engine.reset().split('\n\n')[1] == engine.step('look') == 'You are facing the fridge 1, and microwave 1. Next to it, you see nothing.'
+
+
+@pytest.mark.parametrize('extra', ['', '(holds agent1 DeskLamp_bar_1) (holdsAny agent1)'], ids=['on the floor', 'in the hand'])
+def test_a_lamp_that_stands_in_no_receptacle(tmp_path, extra):
+    data = dict(kitchen(goal=LOOK, extra=extra), walkthrough=['go to sinkbasin 1', 'take mug 1 from sinkbasin 1', 'use desklamp 1'])
+    data['pddl_problem'] = data['pddl_problem'].replace('(inReceptacle DeskLamp_bar_1 Drawer_bar_1)', '')
+    file = tmp_path/'valid'/'look_at_obj_in_light-Mug-None-DeskLamp-1'/'trial_1'/'game.tw-pddl'
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(data))
+    assert plan_text(file) == game_task(file).plan == 'take mug 1 from sinkbasin 1, use desklamp 1.'
+    assert plan_text(file, ['use desklamp 1', 'use lamp 7', 'use']) == 'use desklamp 1, use lamp 7, use.' and 'desklamp' not in map_text(file)
+    assert share(game_task(file), 1).plan.endswith('use desklamp 1 on nothing.') and enough(game_task(file)) == []
+    with pytest.raises(InterlatError, match='no plan wins the game: it takes 1 desklamp, and 0 can be reached'): expert_plan(read_game(file))
 
 
 def test_words_of_a_game():

@@ -1,14 +1,16 @@
 "The native engine against ALFWorld's own: same text, admissible commands, won and done, command for command."
-import os, signal, tarfile
+import json, os, re, signal, subprocess, sys, tarfile
 from pathlib import Path
 
 import pytest
 from stock import less_of_the_same
 
-from interlat.games.gamefile import TASK_TYPES, read_game
+from interlat.games.gamefile import TASK_TYPES, load_json, read_game
 from interlat.games.generate import generate_games
 from interlat.games.find import find_games, task_type
+from interlat.games.engine import NativeEngine
 from interlat.games.env import GameEnv
+from interlat.games.stock import StockEngine, own_argv, stock_modules
 from interlat.core.basics import InterlatError
 from interlat.games.batch import GameBatch
 from interlat.games.random_player import KINDS
@@ -144,3 +146,84 @@ def test_finished_games_win_again(games):
     records = [(f, read_game(f).walkthrough, True) for f in games('small/train')[:2]] + [(games('small/train')[2], ['look', ''], False)]
     rows = sorted(replay_rows(records, workers=1), key=lambda r: r['record'])
     assert [(r['replayed'], r['agree']) for r in rows] == [(True, True), (True, True), (False, True)]
+
+
+def test_a_finished_game_beside_running_ones_and_one_game_twice(games):
+    "TextWorld's own batch shows a finished game's last words again, whatever it is told; here it is told None."
+    from textworld.envs.wrappers import Filter
+    textworld, envs, alfred, *_ = stock_modules()
+    wanted = textworld.EnvInfos(won=True, admissible_commands=True)
+    files = [games('small/train')[k] for k in (1, 1, 0)]
+    plans = [read_game(f).walkthrough for f in files]
+    scripts = [[*plans[0], *['look']*4], ['look', *plans[1][:2], 'inventory', 'sing', *plans[1][2:], 'look'], [*plans[2][:-1], 'inventory', 'look', 'help', 'look']]
+    batch = envs.batch.SyncBatchEnv([lambda: Filter(alfred.AlfredDemangler(envs.PddlEnv(wanted), shuffle=False))]*3)
+    with own_argv():
+        batch.load([load_json(f) for f in files])
+        shown, infos = batch.reset()
+    over = [False]*3
+    with GameBatch(files) as native:
+        seen = native.reset()
+        for commands in zip(*scripts):
+            assert [s.observation for s in seen] == list(shown) and [list(s.admissible_commands) for s in seen] == infos['admissible_commands']
+            assert [s.won for s in seen] == infos['won']
+            seen = native.step([None if s.done else c for s, c in zip(seen, commands)])
+            shown, _, over, infos = batch.step(list(commands))
+    assert over[0] and not over[2] and [s.won for s in seen] == list(over)
+
+
+def test_beginning_again_with_a_full_hand_and_going_on_after_the_win(games):
+    file = games('small/train')[0]
+    engines, plan = (NativeEngine(read_game(file)), StockEngine(file)), read_game(file).walkthrough
+    held = 1 + next(k for k, c in enumerate(plan) if c.startswith('take'))
+    away = [f'take {plan[-1][5:].replace(" to ", " from ")}', 'inventory', 'look', plan[-1]]
+    for command in [None, *plan[:held], 'inventory', None, None, 'inventory', *plan, *away, None, 'look', *plan]:
+        said = [e.reset() if command is None else e.step(command) for e in engines]
+        assert said[0] == said[1] and engines[0].commands == list(engines[1].commands) and engines[0].won == engines[1].won, command
+    assert engines[0].won
+
+
+def test_another_hash_seed_changes_nothing(games):
+    file = games('small/train')[4]
+    program = """import json, sys
+from interlat.games.env import GameEnv
+from interlat.games.gamefile import read_game
+def told(engine):
+    env = GameEnv(sys.argv[1], engine)
+    return [(s.observation, s.won, s.admissible_commands) for s in [env.reset(), *map(env.step, ('look', *read_game(sys.argv[1]).walkthrough))]]
+print(json.dumps([told('native'), told('textworld')]))"""
+    texts = {subprocess.run([sys.executable, '-c', program, str(file)], capture_output=True, text=True, check=True,
+                            env={**os.environ, 'PYTHONHASHSEED': seed}).stdout for seed in ('1', '4242')}
+    native, stock = json.loads(texts.pop())
+    assert native == stock and len(native) > 4 and not texts
+
+
+def another_start(text):
+    "The player stands at a receptacle."
+    return re.sub(r'\(atLocation agent1 \S+\)', f"(atLocation agent1 {re.findall('receptacleAtLocation [^ ]+ ([^)]+)', text)[2]})", text)
+
+def held(text):
+    "The player has something in the hand."
+    o = next(o for o in re.findall(r'\(pickupable (\S+)\)', text) if not o.startswith('CreditCard')) # what the task is about
+    text = re.sub(rf'\((?:inReceptacle|objectAtLocation) {o} \S+\)', '', text)
+    return text.replace('(:init', f'(:init (holds agent1 {o}) (holdsAny agent1)', 1)
+
+def floor_lamp(text):
+    "A lamp stands in no receptacle."
+    there = re.findall('receptacleAtLocation [^ ]+ ([^)]+)', text)[2]
+    lamp = f'(:init (objectType DeskLamp_bar_9 DeskLampType) (toggleable DeskLamp_bar_9) (objectAtLocation DeskLamp_bar_9 {there})'
+    return text.replace('(:objects', '(:objects DeskLamp_bar_9 - object', 1).replace('(:init', lamp, 1)
+
+def in_two(text):
+    "Everything lies in another receptacle too."
+    where = re.findall(r'\(inReceptacle (\S+) (\S+)\)', text)
+    return text.replace('(:init', '(:init ' + ' '.join(f'(inReceptacle {o} {r})' for (o, _), (_, r) in zip(where, where[1:])), 1)
+
+@pytest.mark.parametrize('change', [another_start, held, floor_lamp, in_two])
+def test_engines_agree_on_a_game_that_begins_otherwise(games, tmp_path, change):
+    data = load_json(games('small/train')[0])
+    problem, goal = data['pddl_problem'].split('(:goal')
+    file = tmp_path/'game.tw-pddl'
+    file.write_text(json.dumps(dict(data, pddl_problem=f'{change(problem)}(:goal{goal}')))
+    assert change(problem) != problem
+    row = compare(file, 40)
+    assert row['differences'] == 0, row['first']

@@ -32,10 +32,10 @@ class Episode:
     task_type:str # its group in tables
     won:bool|None=None # did the environment say that the goal holds; None if the game broke
     steps:int=0 # commands given
-    actions:list[str]=field(default_factory=list) # the commands, '' where the actor's words held none
+    actions:list[str]=field(default_factory=list) # the commands, also those not offered; '' where the actor's words held none
     observations:list[str]=field(default_factory=list) # what the game printed: at the start, and after each command
     outputs:list[str]=field(default_factory=list) # what the actor wrote, word for word
-    unparsable:int=0 # how many outputs held no command; each cost a step
+    unparsable:int=0 # how many outputs held no command that the game offered; each cost a step
     error:str='' # what broke, or why the actor could not go on; on one line
 
     def __repr__(self):
@@ -82,10 +82,10 @@ class Player:
 
     def say(self,
         output:str, # what the actor wrote
-    )->str: # the command for the game; '' if there was none
+    )->str: # the command for the game; '' if there was none that it offers
         "Take in what the actor says."
         e, said = self.episode, read_action(output, self._offers)
-        e.outputs.append(output); e.actions.append(said.command)
+        e.outputs.append(output); e.actions.append(said.command or read_action(output).command)
         e.steps, e.unparsable = e.steps + 1, e.unparsable + (not said.command)
         self.chat.add(dict(role='assistant', content=said.words))
         return said.command

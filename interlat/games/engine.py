@@ -21,7 +21,7 @@ class World:
     def __init__(self,
         game:Game, # facts of the game
     ):
-        self.game, self.location, self.held, self.opened = game, game.start, None, set()
+        self.game, self.location, self.held, self.opened = game, game.start, game.held or None, set()
         self.inside = {r: set() for r in game.receptacles} # what lies in each receptacle
         self.taken = {r: set() for r in game.receptacles} # what was taken out of it and not put back
         self.around = {} # location -> objects within reach there
@@ -214,7 +214,8 @@ class NativeEngine:
         "Put everything back to its place."
         self.world = World(self.game)
         self._actions = admissible(self.world)
-        return f'-= Welcome to TextWorld, ALFRED! =-\n\n{_room(self.game.receptacles)}\n\nYour task is to: {self.game.task}.'
+        seen = _look(self.world) if self.world.here() else _room(self.game.receptacles)
+        return f'-= Welcome to TextWorld, ALFRED! =-\n\n{seen}\n\nYour task is to: {self.game.task}.'
 
     def step(self,
         command:str, # what the player types

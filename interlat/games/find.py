@@ -6,16 +6,13 @@
 __all__ = ['FETCH', 'SOLVABLE', 'UNMARKED', 'games_folder', 'find_games', 'task_type', 'mixed_games']
 
 # %% ../../nbs/03_games/05_find.ipynb #c6a21296
-import random
-import os, re
-from pathlib import Path
-import random
+import os, random, re, warnings
 from collections import Counter
+from pathlib import Path
 
 from ..core.basics import *
 from .gamefile import *
 from .generate import *
-from .engine import APPLIANCES
 
 # %% ../../nbs/03_games/05_find.ipynb #5e1d0a01
 FETCH = "fetch the official games with `alfworld-download`, or make some offline with `interlat-games`"
@@ -52,19 +49,34 @@ def _wins(file):
 
 # %% ../../nbs/03_games/05_find.ipynb #5e1d0a03
 UNMARKED = dict(skip=lambda file: False, check=_wins, keep=lambda file: True) # what to do with a game that is not marked as solvable or not
+def _playable(files): return [f for f in sorted(files) if not re.search('movable|Sliced', '/'.join(f.parts[-3:]))]
+
 def find_games(
     path:str|Path|None=None, # as in `games_folder`
     split:str='train', # 'train', 'valid_seen', 'valid_unseen', or any other folder there
     unmarked:str='skip', # games without a `solvable` mark: 'skip' as ALFWorld does, 'check' keeps those whose walkthrough wins, 'keep' all
 )->list[Path]: # game files, sorted
-    "The playable games of a split; raises `InterlatError` if there are none, or for a file that was cut short."
+    """The playable games of a split, with a warning about trials that lack their game. Raises `InterlatError` if there are none, or for a
+    file that was cut short."""
     if unmarked not in UNMARKED: raise InterlatError(f"unknown choice for unmarked games: {unmarked!r}; use {', '.join(UNMARKED)}")
     folder = games_folder(path)/split
-    files = [f for f in sorted(folder.glob('*/*/game.tw-pddl')) if not re.search('movable|Sliced', '/'.join(f.parts[-3:]))]
+    files = _playable(folder.glob('*/*/game.tw-pddl'))
     marks = {f: _mark(f) for f in files}
     found = [f for f in files if (UNMARKED[unmarked](f) if marks[f] is None else marks[f] == b'true')]
     if not found: raise InterlatError(f"no games in split {split!r} of {folder.parent}; " + _why_none(folder, [*marks.values()], unmarked))
+    if lacking := _lacking(folder): warnings.warn(lacking, stacklevel=2)
     return found
+
+# %% ../../nbs/03_games/05_find.ipynb #8e1ebd5a
+def _lacking(folder):
+    "What to tell of the trials in a split's folder that lack their game; '' if none does."
+    trials = {*folder.glob('*/trial_*'), *(f.parent for f in folder.glob('*/*/traj_data.json'))}
+    games = _playable(trial/'game.tw-pddl' for trial in trials if trial.is_dir())
+    lacking = [f.parent.relative_to(folder) for f in games if not f.exists()]
+    if not lacking: return ''
+    again = ("delete their folders and run `interlat-games` again" if (folder/'games.json').exists() else
+             "the download stopped halfway, run `alfworld-download` again")
+    return f"no game.tw-pddl in {len(lacking)} of {len(games)} trials of {folder}, such as {lacking[0]}; they are left out: {again}"
 
 # %% ../../nbs/03_games/05_find.ipynb #5e1d0a04
 def _why_none(folder, marks, unmarked):

@@ -60,6 +60,7 @@ class Game:
     things:dict[str,Thing] # by name, in the order of the ids
     can_contain:frozenset[tuple[str,str]] # (receptacle class, object class)
     walkthrough:tuple[str,...] # commands that win
+    held:str='' # name of the object that the player holds at the start; mostly none
     def __repr__(self):
         return (f"Game({self.task!r}, {self.task_type}, {len(self.receptacles)} receptacles, "
                 f"{len(self.things)} objects, {len(self.walkthrough)} steps)")
@@ -78,18 +79,20 @@ TASK_TYPES = tuple(GOALS.values())
 def parse_goal(
     goal:str, # the `(:goal …)` section of the problem
 )->tuple[str,str,str]: # task type, class of the target, class of the receptacle or lamp
-    "What has to be done; raises `InterlatError` for a goal that is none of the six."
+    "What has to be done; raises `InterlatError` for a goal that is none of the six, or does not name its classes."
     key = ' '.join(sorted(re.findall(r'\(([a-zA-Z]+|=) \?', goal)))
     if key not in GOALS: raise InterlatError(f"unknown goal with predicates: {key or 'none'}; wanted one of {', '.join(TASK_TYPES)}")
     objects = [kind.lower() for kind in re.findall(r'\(objectType \?\w+ (\w+)Type\)', goal)]
     places = [kind.lower() for kind in re.findall(r'\(receptacleType \?\w+ (\w+)Type\)', goal)]
+    if (len(objects), len(places)) != (key.count('objectType'), key.count('receptacleType')):
+        raise InterlatError(f"the goal does not name its classes, as in `(objectType ?o MugType)`: {' '.join(goal.split())[:200]}")
     if GOALS[key] == 'look_at_obj_in_light': return GOALS[key], objects[1], objects[0]
     return GOALS[key], objects[0], places[0]
 
 # %% ../../nbs/03_games/01_gamefile.ipynb #625ec2b5
 AFFORDANCES = ('pickupable', 'cleanable', 'heatable', 'coolable', 'toggleable', 'sliceable', 'isReceptacleObject')
 PREDICATES = {*AFFORDANCES, 'receptacleType', 'objectType', 'canContain', 'atLocation', 'receptacleAtLocation', 'objectAtLocation',
-              'inReceptacle', 'openable', 'inReceptacleObject', 'isCool'}
+              'inReceptacle', 'openable', 'inReceptacleObject', 'isCool', 'holds', 'holdsAny'}
 def parse_facts(
     init:str, # the `(:init …)` section of the problem
 )->dict[str,list[tuple[str,str]]]: # predicate -> its arguments, lower-case; the second is '' for predicates of one
@@ -150,24 +153,35 @@ def _check_classes(facts):
         if o not in things or r not in places:
             raise InterlatError(f"a fact is missing from the game's :init section, about {r if o in things else o}")
 
+def _check_places(facts):
+    "Raises `InterlatError` for a player or a receptacle in two places at once, or a hand that holds two things or does not know of it."
+    for predicate in ('atLocation', 'receptacleAtLocation'):
+        for name, places in _grouped(facts, predicate).items():
+            if len(places) > 1: raise InterlatError(f"the game's :init section has {name} in {len(places)} places: {', '.join(places)}")
+    held = _grouped(facts, 'holds')
+    if held.keys() != _grouped(facts, 'holdsAny').keys() or any(len(things) > 1 for things in held.values()):
+        raise InterlatError("the game's :init section is not clear about what is held: one `holds` with a `holdsAny`, or neither")
+
 def parse_game(
     data:dict, # the JSON object of a game file
 )->Game:
     "The facts of a game; raises `InterlatError` if a part is missing or is not what ALFWorld writes."
     wanted = dict(grammar=str, pddl_problem=str, walkthrough=list)
     missing = [k for k, kind in wanted.items() if not isinstance(data, dict) or not isinstance(data.get(k), kind)]
+    if not missing and not all(isinstance(command, str) for command in data['walkthrough']): missing = ['walkthrough']
     if missing: raise InterlatError(f"game file without a usable {', '.join(missing)}")
     problem = data['pddl_problem']
     start, end = problem.find('(:init'), problem.find('(:goal')
     if not 0 <= start < end: raise InterlatError("the game's pddl_problem has no :init section before a :goal")
     facts = parse_facts(problem[start:end])
     _check_classes(facts)
+    _check_places(facts)
     names = display_names(w for pairs in facts.values() for pair in pairs for w in pair if '_bar_' in w)
     try:
         return Game(*parse_goal(problem[end:]), parse_task(data['grammar']), start=facts['atLocation'][0][1],
             receptacles=_receptacles(facts, names), things=_things(facts, names),
             can_contain=frozenset((r.removesuffix('type'), o.removesuffix('type')) for r, o in facts.get('canContain', ())),
-            walkthrough=tuple(data['walkthrough']))
+            walkthrough=tuple(data['walkthrough']), held=names[facts['holds'][0][1]] if 'holds' in facts else '')
     except KeyError as e: raise InterlatError(f"a fact is missing from the game's :init section, about {e.args[0]}") from e
 
 # %% ../../nbs/03_games/01_gamefile.ipynb #df36b265

@@ -73,8 +73,10 @@ def problem_text(
 
 # %% ../../nbs/03_games/04_generate.ipynb #cb8ea40f
 def _first(named, kind, n=1):
-    "The `n` lowest-numbered names of a class."
-    return sorted((name for name, x in named.items() if x.kind == kind), key=lambda name: int(name.split()[-1]))[:n]
+    "The `n` lowest-numbered names of a class; raises `InterlatError` if there are fewer."
+    found = [name for name, x in named.items() if x.kind == kind]
+    if len(found) < n: raise InterlatError(f"no plan wins the game: it takes {n} {kind}, and {len(found)} can be reached")
+    return sorted(found, key=lambda name: int(name.split()[-1]))[:n]
 
 class _Walk:
     "A plan in the making: its commands, the place it has come to, and the doors it has opened."
@@ -93,14 +95,15 @@ class _Walk:
 def expert_plan(
     game:Game, # its walkthrough is not read
 )->list[str]: # commands that win
-    "The walkthrough that a game should have, from its facts alone."
+    "The walkthrough that a game should have, from its facts alone. Raises `InterlatError` if something that it takes is nowhere."
     walk, kind = _Walk(game), game.task_type
-    for o in _first(game.things, game.target, 2 if kind == 'pick_two_obj_and_place' else 1):
-        home = walk.to(game.things[o].inside[0])
+    things = {name: thing for name, thing in game.things.items() if thing.inside}
+    for o in _first(things, game.target, 2 if kind == 'pick_two_obj_and_place' else 1):
+        home = walk.to(things[o].inside[0])
         walk.do(f'take {o} from {home}')
         if kind == 'look_at_obj_in_light':
-            lamp, = _first(game.things, game.goal)
-            walk.to(game.things[lamp].inside[0], enter=False)
+            lamp, = _first(things, game.goal)
+            walk.to(things[lamp].inside[0], enter=False)
             walk.do(f'use {lamp}')
             break
         if kind in TASK_TOOL:
