@@ -5,7 +5,7 @@ folder and streams, and is the program from there on; this file, run as a script
 sees: it hands signals on, ends as the program ends, and takes the program with it when it is killed. `sys.executable` is such a
 Python too, so what the program starts starts warm. Not for programs that ask how they were started (what is imported, their own
 process id), or that set what libraries read when they are imported."""
-import json, os, signal, socket, sys
+import gc, json, os, signal, socket, sys
 from functools import cache
 
 PRELOAD = """numpy pandas scipy.stats statsmodels.stats.proportion torch torch.utils.data torch.distributed safetensors.torch tokenizers
@@ -67,6 +67,8 @@ def serve(place):
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__)))) # the package of this checkout
     for name in PRELOAD:
         if find_spec(name.split('.')[0]): import_module(name)
+    gc.collect()
+    gc.freeze() # what is imported stays: no collection in a fork looks through it again, or copies its pages
     signal.signal(signal.SIGCHLD, signal.SIG_IGN) # nobody waits for the processes in between
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(place)
