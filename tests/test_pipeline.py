@@ -11,7 +11,7 @@ from interlat.runs.costs import KNOWN, Training, count_parameters, device, model
 from interlat.runs.budget import budget
 from interlat.runs.dryrun import check_model, dry_run
 from interlat.runs.pipeline import SIZES, TASKS, plan, stages
-from interlat.runs.notebook import check_parameters, read_parameters
+from interlat.runs.parameters import check_parameters, read_parameters
 
 E03 = ROOT/'nbs'/'experiments'/'E03_table1.ipynb'
 TOLD = [f for f in sorted((ROOT/'nbs'/'experiments').glob('*.yaml')) if '# budget on' in f.read_text()]

@@ -53,13 +53,22 @@ def _say(checks, told):
     if wrong: sys.exit(f"error: {len(wrong)} of {len(checks)} things would stop the run, {wrong[0]} the first")
 
 # %% ../../nbs/13_runs/10_cli.ipynb #23000009
+def _values(argv):
+    "The `-p NAME VALUE` of a command line, and the other words: argparse takes a value such as -1e-3 for a flag."
+    given, rest, words = {}, [], [*argv]
+    while words:
+        if words[0] == '-p' and len(words) > 2: (_, name, value), words = words[:3], words[3:]; given[name] = value
+        else: rest.append(words.pop(0))
+    return given, rest
+
 def run(
     argv:list[str], # words of the command line
 )->None:
     "Run an experiment notebook and say where its results are."
-    args = _run_parser().parse_args(argv)
-    from interlat.runs.notebook import read_parameters
-    params, name = (read_parameters(args.f) if args.f else {}) | dict(args.p), Path(args.notebook).stem
+    given, rest = _values(argv)
+    args = _run_parser().parse_args(rest)
+    from interlat.runs.parameters import read_parameters
+    params, name = (read_parameters(args.f) if args.f else {}) | given, Path(args.notebook).stem
     out = args.out or Path('data/runs')/name
     if args.on and not args.dry_run: raise InterlatError('--on says what a dry run is for; add --dry_run')
     if args.dry_run:
