@@ -203,3 +203,13 @@ def test_pins_cover_every_requirement():
     wanted = {norm(re.match(r'[\w.-]+', r)[0]) for k, v in config['DEFAULT'].items() if k.endswith('requirements') for r in v.split()}
     pins = {norm(line.split('==')[0]) for line in (ROOT/'constraints.txt').read_text().splitlines() if '==' in line}
     assert sorted(wanted - pins) == []
+
+
+def test_make_demo_writes_where_git_does_not_look():
+    "A newcomer's clone stays clean, and the next run's manifest does not call the code changed."
+    for target in ('demo', 'demo TASK=math', 'smollm2'):
+        said = subprocess.run(['make', '-n', '-o', '.venv/.demo', '-o', '.venv/.smollm2', *target.split()], cwd=ROOT, text=True, check=True, capture_output=True).stdout
+        folders = re.findall(r'--(?:out|figures) (\S+)', said)
+        assert len(folders) == 2, said
+        seen = subprocess.run(['git', 'check-ignore', *(f'{f}/x.png' for f in folders)], cwd=ROOT, text=True, capture_output=True).stdout
+        assert len(seen.splitlines()) == 2, target
