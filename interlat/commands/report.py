@@ -25,7 +25,7 @@ def _figures(out, runs, told, by, what):
         from interlat.figures.results import effects_by_type, success_by_condition
     except ImportError as e:
         hint = "pip install 'interlat[viz]'"
-        raise InterlatError(f"the tables are in {out}; the figures need plotly and kaleido ({e}): {hint}") from e
+        raise InterlatError(f"the tables are in {out}; the figures need plotly ({e}): {hint}") from e
     save_figure(success_by_condition(summarise(runs), what=what), out/'figures'/'success_by_condition')
     if len(told): save_figure(effects_by_type(told, by=by, what=what), out/'figures'/'effects_by_type')
 
@@ -44,7 +44,7 @@ def report(
     table, told = next(iter(tables.values())), tables['effects']
     print(table.round(3).to_string(index=False), *told[told[by] == 'all'].sentence, sep='\n')
     _figures(out, runs, told, by, what)
-    print(f"tables: {out}/*.csv; figures: {out}/figures/*.png")
+    print(f"tables: {out}/*.csv; figures: {out}/figures/")
     return table
 
 # %% ../../nbs/12_commands/03_report.ipynb #20d00011

@@ -95,7 +95,7 @@ def _told(out, metric='', x='', colour=''):
     table = gather(out)
     fig = sweep_figure(table, metric, x, colour)
     save_figure(fig, Path(out)/'results')
-    told = f'results.csv: {len(table)} numbers', 'runs.csv: times, memory, revisions', f'results.png: {fig.layout.title.text}'
+    told = f'results.csv: {len(table)} numbers', 'runs.csv: times, memory, revisions', f'results.html: {fig.layout.title.text}'
     print('; '.join(f'{out}/{file}' for file in told))
 
 def sweep(
