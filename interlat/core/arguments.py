@@ -14,7 +14,7 @@ from pathlib import Path
 
 from .basics import *
 
-# %% ../../nbs/01_core/06_arguments.ipynb #ya312002
+# %% ../../nbs/01_core/06_arguments.ipynb #a3120002
 _CORE = dict( # tag -> how its plain scalars are written in the core schema of YAML 1.2; whatever is none of these is text
     null='null|Null|NULL|~|', bool='true|True|TRUE|false|False|FALSE', int='[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+',
     float=r'[-+]?([.][0-9]+|[0-9]+([.][0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?[.](inf|Inf|INF)|[.](nan|NaN|NAN)', merge='<<')
