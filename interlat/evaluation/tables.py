@@ -36,12 +36,13 @@ class Table:
         return '\n'.join('  '.join(cells(row)).rstrip() for row in lines)
 
 # %% ../../nbs/09_evaluation/10_tables.ipynb #18d0000a
-_RATES = {'success_rate': 'won', 'equivalent': 'right', 'exact': 'right to the letter', 'pass': 'right in one', 'majority': 'right by majority',
-          'kept': 'kept', 'share': 'part of the presence', 'accuracy': 'read off', 'control': 'with shuffled labels', 'baseline': 'without the state',
-          'won': 'won', 'unparsable': 'unparsable'}
-_POINTS = {'difference': 'difference', 'presence': 'presence', 'content': 'content', 'change': 'change', 'full_minus': 'the full message has more'}
-_HEADS = dict(condition='given to the actor', condition_a='with', condition_b='against', task_type='type of task', what='what a probe reads',
-              mde='could show, points', a_only='won by the first alone', b_only='won by the second alone', mean_steps_success='steps where won', mean_steps_all='steps')
+_RATES = {'success_rate': 'won', 'won': 'won', 'unparsable': 'unparsable', 'kept': 'kept', 'share': 'part of the presence',
+          'equivalent': 'right', 'exact': 'right to the letter', 'pass': 'right in one', 'majority': 'right by majority',
+          'accuracy': 'read off', 'control': 'with shuffled labels', 'baseline': 'without the state'}
+_POINTS = {name: name for name in ('difference', 'presence', 'content', 'change')} | {'full_minus': 'the full message has more'}
+_HEADS = dict(condition='given to the actor', condition_a='with', condition_b='against', task_type='type of task',
+              what='what a probe reads', mde='could show, points', a_only='won by the first alone', b_only='won by the second alone',
+              mean_steps_success='steps where won', mean_steps_all='steps')
 _CODE = ('condition', 'condition_a', 'condition_b', 'ablation') # shown as names of the house
 _WORDLESS = dict(errors=0, cut_off=0, seeds=1, samples=1) # what says nothing, if it is so in all rows
 DASH = '–' # where nothing applies
@@ -87,8 +88,10 @@ def _column(frame, name, rates):
         said = 'p (Holm)' if name.endswith('holm') else 'p'
         return f'{what}: {said}' if what else said, [p_cell(p) for p in frame[name]]
     if name == 'mde': return _HEADS[name], [_percent(v) for v in frame[name]]
-    if name == 'seed_low': return 'lowest and highest seed, %', [f'{_percent(a)} to {_percent(b)}' for a, b in zip(frame.seed_low, frame.seed_high)]
-    if name == 'successes' and 'n' in frame: return 'won', [f'{_cell(name, a)} of {_cell(name, b)}' for a, b in zip(frame.successes, frame.n)]
+    if name == 'seed_low':
+        return 'lowest and highest seed, %', [f'{_percent(a)} to {_percent(b)}' for a, b in zip(frame.seed_low, frame.seed_high)]
+    if name == 'successes' and 'n' in frame:
+        return 'won', [f'{_cell(name, a)} of {_cell(name, b)}' for a, b in zip(frame.successes, frame.n)]
     return '' if name.startswith('row ') else _HEADS.get(name, name.replace('_', ' ')), [_cell(name, v) for v in frame[name]]
 
 def _with_index(frame):
@@ -97,6 +100,11 @@ def _with_index(frame):
     heads = [' '.join(filter(None, map(str, c))) if isinstance(c, tuple) else str(c) for c in named]
     named = named.set_axis(heads, axis=1)
     return named.drop(columns=[c for c in heads if c.startswith('row ') and pd.api.types.is_integer_dtype(named[c])])
+
+def _is_words(column, named):
+    "Whether a column is of words, and not of cells such as '83 (76–88)'."
+    if not column.map(lambda v: isinstance(v, str)).any(): return False
+    return named or not column.astype(str).str.match(r'[\d–]').all()
 
 def results_table(
     frame:pd.DataFrame, # what `summarise`, `paired`, `effects`, `accuracy`, a probe or a pivot of them gave
@@ -107,7 +115,6 @@ def results_table(
     told = {end for name in frame for end in _ends(frame, name)} | {'sentence', 'seed_high', *(['n'] if 'successes' in frame else [])}
     told |= {name for name, usual in _WORDLESS.items() if name in frame and (frame[name] == usual).all()}
     names = [name for name in frame if name not in told]
-    words = [name for name in names if not pd.api.types.is_numeric_dtype(frame[name]) and frame[name].map(lambda v: isinstance(v, str)).any()]
-    words = [name for name in words if name in _HEADS or name in _CODE or name == names[0] or not frame[name].astype(str).str.match(r'[\d–]').all()]
+    words = [name for i, name in enumerate(names) if _is_words(frame[name], i == 0 or name in (*_HEADS, *_CODE))]
     columns = [_column(frame, name, rates) for name in (*words, *(n for n in names if n not in words))]
     return Table([head for head, _ in columns], [[*row] for row in zip(*(cells for _, cells in columns))], len(words))

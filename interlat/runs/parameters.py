@@ -114,7 +114,7 @@ def declared(
     if not found: raise InterlatError(f"{notebook} declares no parameters; tag one cell of literals `parameters`")
     for name, p in found.items():
         try: _as_kind(p.default, p.default, p.kind)
-        except TypeError as e: raise InterlatError(f"parameter {name} is {ast.unparse(p.kind)}, its default {p.default!r}: {notebook}") from e
+        except TypeError as e: raise InterlatError(f"{notebook}: {name} is {ast.unparse(p.kind)}, its default {p.default!r}") from e
     return found
 
 def notebook_parameters(
@@ -124,8 +124,9 @@ def notebook_parameters(
     return {name: p.default for name, p in declared(notebook).items()}
 
 # %% ../../nbs/13_runs/01b_parameters.ipynb #18c0000e
-_TYPES = dict(int=int, float=float, str=str, bool=bool, NoneType=type(None), list=list, dict=dict, tuple=tuple, List=list, Dict=dict, Tuple=tuple,
-              Sequence=list, MutableSequence=list, Iterable=list, Collection=list, Mapping=dict, MutableMapping=dict)
+_TYPES = dict(int=int, float=float, str=str, bool=bool, NoneType=type(None), list=list, dict=dict, tuple=tuple,
+              List=list, Dict=dict, Tuple=tuple, Sequence=list, MutableSequence=list,
+              Iterable=list, Collection=list, Mapping=dict, MutableMapping=dict)
 _ANY, _NONE, _WRAPS = ('Any', 'object'), ast.Constant(None), ('Annotated', 'Final')
 
 def _unquoted(kind):

@@ -186,7 +186,7 @@ def report_page(
     notebook:str|Path, # executed
     path:str|Path, # HTML file to write
 )->Path: # `path`
-    "An executed notebook as a page to send to somebody: one file, no code, nothing fetched from elsewhere, light or dark as the reader has it."
+    "An executed notebook as a page to send to somebody: one file, light or dark, no code, and nothing fetched from elsewhere."
     from nbconvert import HTMLExporter
     from traitlets.config import Config
     tags = dict(enabled=True, remove_all_outputs_tags={'log'}, remove_cell_tags={'notes'})
@@ -195,7 +195,8 @@ def report_page(
     exporter = HTMLExporter(config=Config(TagRemovePreprocessor=tags), **no_code, **no_network)
     body, _ = exporter.from_filename(str(check_file(notebook, 'executed notebook')))
     night, *_ = exporter.environment.loader.get_source(exporter.environment, 'static/theme-dark.css')
-    return write_atomic(path, body.replace('</head>', f'<style>@media screen and (prefers-color-scheme: dark) {{{night}}}</style></head>', 1))
+    style = f'<style>@media screen and (prefers-color-scheme: dark) {{{night}}}</style>'
+    return write_atomic(path, body.replace('</head>', f'{style}</head>', 1))
 
 # %% ../../nbs/13_runs/08_pipeline.ipynb #22000019
 def pipeline_notebook()->Path:
