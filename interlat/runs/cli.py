@@ -6,7 +6,7 @@
 __all__ = ['WORDS', 'run', 'sweep', 'gathered', 'pipeline', 'check', 'main_check', 'interlat_run', 'main_run']
 
 # %% ../../nbs/13_runs/10_cli.ipynb #23000002
-import argparse, sys
+import argparse, re, sys
 from pathlib import Path
 
 from ..core.basics import *
@@ -22,6 +22,7 @@ _ON = 'with --dry_run, the device that it is for: a100, h100, h200, rtx4090 or c
 def _run_parser():
     parser = _Parser(prog='interlat-run', description='Run an experiment notebook with other parameters, and keep a manifest.',
                      epilog='interlat-run pipeline, sweep or gather, with --help, tell of themselves.')
+    parser._negative_number_matcher = re.compile(r'-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$|-\.inf$') # argparse takes -1e-3 for a flag
     parser.add_argument('notebook', help='an experiment with a cell tagged parameters')
     parser.add_argument('-p', nargs=2, action='append', default=[], metavar=('NAME', 'VALUE'), help='a parameter; may be repeated')
     parser.add_argument('-f', metavar='FILE', help='YAML or JSON file of parameters')
@@ -53,22 +54,13 @@ def _say(checks, told):
     if wrong: sys.exit(f"error: {len(wrong)} of {len(checks)} things would stop the run, {wrong[0]} the first")
 
 # %% ../../nbs/13_runs/10_cli.ipynb #23000009
-def _values(argv):
-    "The `-p NAME VALUE` of a command line, and the other words: argparse takes a value such as -1e-3 for a flag."
-    given, rest, words = {}, [], [*argv]
-    while words:
-        if words[0] == '-p' and len(words) > 2: (_, name, value), words = words[:3], words[3:]; given[name] = value
-        else: rest.append(words.pop(0))
-    return given, rest
-
 def run(
     argv:list[str], # words of the command line
 )->None:
     "Run an experiment notebook and say where its results are."
-    given, rest = _values(argv)
-    args = _run_parser().parse_args(rest)
+    args = _run_parser().parse_args(argv)
     from interlat.runs.parameters import read_parameters
-    params, name = (read_parameters(args.f) if args.f else {}) | given, Path(args.notebook).stem
+    params, name = (read_parameters(args.f) if args.f else {}) | dict(args.p), Path(args.notebook).stem
     out = args.out or Path('data/runs')/name
     if args.on and not args.dry_run: raise InterlatError('--on says what a dry run is for; add --dry_run')
     if args.dry_run:
