@@ -27,7 +27,7 @@ setup: $(VENV)/.demo ## make .venv with what the demo needs (pinned)
 
 # make demo plays household games; make demo TASK=math answers questions.
 TASK ?= alfworld
-DEMO_alfworld := E01_demo.ipynb -f nbs/experiments/E01_demo.yaml --out data/runs/demo --figures figures/demo
+DEMO_alfworld := E01_demo.ipynb -f nbs/experiments/E01_demo.yaml --out data/runs/demo --figures data/runs/demo/figures
 DEMO_math := E08_math.ipynb -f nbs/experiments/E08_math_demo.yaml --out data/runs/demo_math --figures data/runs/demo_math/figures
 
 demo: $(VENV)/.demo ## two models talk in hidden states: train, play, table and figures (TASK=math: mathematics)
@@ -73,29 +73,23 @@ readme: $(VENV)/.dev ## run nbs/index.ipynb and write README.md from it
 		--TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_input_tags=hide_input \
 		index.ipynb | sed 's#](\.\./#](#g' | cat -s > ../README.md
 
-results: ## keep the tables of the last demo, of E03, E06, E08, E10, E11 and the three runs of E05 in data/, for README and pages
-	@mkdir -p data/demo data/table1
+# Runs whose figures and manifest are kept; what a run leaves lies with it, in data/runs, until `make results` brings it.
+KEPT := demo table1 compression math inside three_agents ablations ablations_cross ablations_frozen
+
+results: ## keep tables and figures of the last demo, of E03, E06, E08, E10, E11 and the three runs of E05, for README and pages
+	@for run in $(KEPT); do mkdir -p data/$$run figures/$$run; \
+		cp data/runs/$$run/figures/*.json data/runs/$$run/figures/*.png figures/$$run/; \
+		sed 's#$(CURDIR)/##' data/runs/$$run/manifest.json > data/$$run/manifest.json; done
 	@cp data/runs/demo/{summary,paired,effects}.csv data/demo/
-	@sed 's#$(CURDIR)/##' data/runs/demo/manifest.json > data/demo/manifest.json
 	@cp data/runs/table1/{table1.csv,metrics.json} data/table1/
-	@sed 's#$(CURDIR)/##' data/runs/table1/manifest.json > data/table1/manifest.json
 	@for split in valid_seen valid_unseen; do for t in summary paired effects; do \
 		cp data/runs/table1/$$split/$$t.csv data/table1/$${t}_$$split.csv; done; done
-	@mkdir -p data/compression
 	@cp data/runs/compression/{table,against,ablations,points,per_seed,logs}.csv data/runs/compression/metrics.json data/compression/
-	@sed 's#$(CURDIR)/##' data/runs/compression/manifest.json > data/compression/manifest.json
-	@mkdir -p data/math
 	@cp data/runs/math/{table2,accuracy,accuracy_by_level,accuracy_by_subject,paired,effects}.csv data/runs/math/metrics.json data/math/
-	@sed 's#$(CURDIR)/##' data/runs/math/manifest.json > data/math/manifest.json
-	@mkdir -p data/inside
 	@cp data/runs/inside/{probes,geometry,cka,centroids,parallelism,plan_mass}.csv data/runs/inside/metrics.json data/inside/
-	@sed 's#$(CURDIR)/##' data/runs/inside/manifest.json > data/inside/manifest.json
-	@mkdir -p data/three_agents
 	@cp data/runs/three_agents/valid_unseen/{summary,effects}.csv data/runs/three_agents/{against_valid_unseen,by_knower,only_both,messages}.csv data/runs/three_agents/metrics.json data/three_agents/
-	@sed 's#$(CURDIR)/##' data/runs/three_agents/manifest.json > data/three_agents/manifest.json
-	@for run in ablations ablations_cross ablations_frozen; do mkdir -p data/$$run figures/$$run; \
-		cp data/runs/$$run/{ablations,shares,paired,summary,per_seed,logs}.csv data/runs/$$run/metrics.json data/$$run/; \
-		sed 's#$(CURDIR)/##' data/runs/$$run/manifest.json > data/$$run/manifest.json; done
+	@for run in ablations ablations_cross ablations_frozen; do \
+		cp data/runs/$$run/{ablations,shares,paired,summary,per_seed,logs}.csv data/runs/$$run/metrics.json data/$$run/; done
 
 bench: $(VENV)/.dev stock ## measure every speed claim again, into data/benchmarks (15 minutes on a quiet machine)
 	@$(BIN)/python benchmarks/all.py

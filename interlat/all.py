@@ -13,14 +13,14 @@ __all__ = ['InterlatError', 'set_seed', 'write_atomic', 'Task', 'sender_label', 
            'new_actor', 'actor_for', 'join_stores', 'span_table', 'collect_from', 'part_stores', 'ActorArguments',
            'train_actor', 'trained_actor', 'trained_sender', 'LatentStudent', 'latent_reason', 'collect_latents',
            'StudentConfig', 'trained_student', 'actor_loss', 'wire_bytes', 'rollout', 'read_games', 'Contender',
-           'evaluate', 'evaluate_answers', 'read_answers', 'summarise', 'paired', 'effects', 'rate_cell',
-           'ablation_table', 'write_tables', 'runs_of', 'write_accuracy', 'save_figure', 'success_by_condition',
-           'effects_by_type', 'success_by_ablation', 'message_map', 'training_dynamics', 'rate_distortion',
-           'spectrum_curves', 'cka_heatmap', 'probe_bars', 'lens_heatmap', 'parallelism_curves', 'attribution_bars',
-           'action_bars', 'episode_timeline', 'effective_rank', 'participation_ratio', 'anisotropy', 'cka_table',
-           'centroid_shift', 'logit_lens', 'nearest_tokens', 'Decision', 'action_table', 'leave_span_out',
-           'linear_probe', 'decodable', 'open_session', 'open_fixture', 'save_session', 'Explorer', 'write_page',
-           'markdown_table', 'launched_training', 'stage', 'run_notebook']
+           'evaluate', 'evaluate_answers', 'read_answers', 'summarise', 'paired', 'effects', 'rate_cell', 'p_cell',
+           'p_words', 'ablation_table', 'write_tables', 'runs_of', 'write_accuracy', 'Table', 'results_table',
+           'save_figure', 'picture', 'success_by_condition', 'effects_by_type', 'success_by_ablation', 'message_map',
+           'training_dynamics', 'rate_distortion', 'spectrum_curves', 'cka_heatmap', 'probe_bars', 'lens_heatmap',
+           'parallelism_curves', 'attribution_bars', 'action_bars', 'episode_timeline', 'effective_rank',
+           'participation_ratio', 'anisotropy', 'cka_table', 'centroid_shift', 'logit_lens', 'nearest_tokens',
+           'Decision', 'action_table', 'leave_span_out', 'linear_probe', 'decodable', 'open_session', 'open_fixture',
+           'save_session', 'Explorer', 'write_page', 'launched_training', 'stage', 'run_notebook']
 
 # %% ../nbs/14_doors/10_all.ipynb #b76733e1
 from .core.basics import InterlatError, set_seed, write_atomic
@@ -59,9 +59,10 @@ from .evaluation.rollout import rollout
 from .evaluation.log import read_games
 from .evaluation.evaluate import Contender, evaluate
 from .evaluation.questions import evaluate_answers, read_answers
-from .evaluation.summary import summarise, paired, effects, rate_cell, ablation_table, write_tables
+from .evaluation.summary import summarise, paired, effects, rate_cell, p_cell, p_words, ablation_table, write_tables
 from .evaluation.accuracy import runs_of, write_accuracy
-from .figures.look import save_figure
+from .evaluation.tables import Table, results_table
+from .figures.look import save_figure, picture
 from .figures.results import success_by_condition, effects_by_type, success_by_ablation, message_map, training_dynamics
 from .figures.tradeoff import rate_distortion
 from .figures.instruments import spectrum_curves, cka_heatmap, probe_bars, lens_heatmap, parallelism_curves
@@ -74,7 +75,6 @@ from .instruments.probe import linear_probe, decodable
 from .instruments.session import open_session, open_fixture, save_session
 from .instruments.explorer import Explorer
 from .instruments.page import write_page
-from .commands.report import markdown_table
 from .commands.launch import launched_training
 from .runs.notebook import stage, run_notebook
 
@@ -105,10 +105,10 @@ _all_ = ['LatentStudent', 'latent_reason', 'collect_latents', 'StudentConfig', '
 
 # %% ../nbs/14_doors/10_all.ipynb #6ab3edd5
 _all_ = ['rollout', 'read_games', 'Contender', 'evaluate', 'evaluate_answers', 'read_answers', 'summarise', 'paired', 'effects',
-         'rate_cell', 'ablation_table', 'write_tables', 'runs_of', 'write_accuracy']
+         'rate_cell', 'p_cell', 'p_words', 'ablation_table', 'write_tables', 'runs_of', 'write_accuracy', 'Table', 'results_table']
 
 # %% ../nbs/14_doors/10_all.ipynb #d9c321fc
-_all_ = ['save_figure', 'success_by_condition', 'effects_by_type', 'success_by_ablation', 'message_map', 'training_dynamics',
+_all_ = ['save_figure', 'picture', 'success_by_condition', 'effects_by_type', 'success_by_ablation', 'message_map', 'training_dynamics',
          'rate_distortion', 'spectrum_curves', 'cka_heatmap', 'probe_bars', 'lens_heatmap', 'parallelism_curves', 'attribution_bars',
          'action_bars', 'episode_timeline']
 
@@ -118,4 +118,4 @@ _all_ = ['effective_rank', 'participation_ratio', 'anisotropy', 'cka_table', 'ce
          'Explorer', 'write_page']
 
 # %% ../nbs/14_doors/10_all.ipynb #00e1cbe3
-_all_ = ['markdown_table', 'launched_training', 'stage', 'run_notebook']
+_all_ = ['launched_training', 'stage', 'run_notebook']

@@ -7,6 +7,12 @@ from notebooks import warm_kernels
 
 CHROMIUM = next((p for n in ('chromium', 'chromium-browser', 'google-chrome') if (p := shutil.which(n))), None)
 DRIVER = shutil.which('chromedriver')
+def draws():
+    "Whether Kaleido finds a browser here; without one, figures are kept without PNGs."
+    from choreographer.browsers.chromium import Chromium
+    return bool((found := Chromium.find_browser(skip_local=False)) and Path(found).is_file())
+
+
 WAIT = 120 # seconds that anything may take on a busy machine
 
 QUIET = ('--headless=new', '--no-sandbox', '--disable-gpu', '--enable-unsafe-swiftshader', '--disable-quic', '--no-first-run', '--disable-background-networking',

@@ -5,6 +5,7 @@ import cast
 import pandas as pd
 import pytest
 import torch
+from browser import draws
 from notebooks import ROOT, write_experiment
 from warm import warm
 
@@ -77,7 +78,8 @@ def test_the_whole_way(world, tmp_path, monkeypatch, capsys):
     summary = pd.read_csv(tmp_path/'eval'/'summary.csv')
     assert summary.condition.tolist() == ['latent', 'text', 'no_comm', 'cross_task', 'no_cot'] and set(summary.n) == {6}
     assert {p.name for p in (tmp_path/'eval').iterdir()} >= {'games.csv', 'paired.csv', 'effects.csv', 'figures'}
-    assert {p.name for p in (tmp_path/'eval'/'figures').glob('*.png')} == {'success_by_condition.png', 'effects_by_type.png'}
+    figures = {'success_by_condition', 'effects_by_type'}
+    assert {p.name for p in (tmp_path/'eval'/'figures').glob('*') if p.suffix != '.js'} == {f'{f}.{kind}' for f in figures for kind in ('json', 'html', *(['png'] if draws() else []))}
     replay = ['--output_dir', tmp_path/'eval', '--data_path', world/'games', '--engine', 'native']
     assert '30 of 30 games end as recorded (' in run(cli.main_replay, *replay)
     games = tmp_path/'eval'/'games.csv'

@@ -5,7 +5,8 @@ import pytest
 from notebooks import EXPERIMENTS, ROOT, warm_kernels
 
 from interlat.runs import notebook as room
-from interlat.runs.notebook import notebook_parameters, run_notebook
+from interlat.runs.notebook import run_notebook
+from interlat.runs.parameters import notebook_parameters
 
 
 @pytest.mark.parametrize('path', EXPERIMENTS, ids=lambda p: p.stem)
@@ -21,5 +22,5 @@ def test_experiment_runs_with_its_defaults(path, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('path', EXPERIMENTS, ids=lambda p: p.stem)
 def test_parameter_files_fit_their_notebook(path):
-    from interlat.runs.notebook import check_parameters, read_parameters
+    from interlat.runs.parameters import check_parameters, read_parameters
     for file in path.parent.glob(f'{path.stem}*.yaml'): check_parameters(path, read_parameters(file))

@@ -113,7 +113,7 @@ def check_command(read, name, words, whole):
         else: break
     if notebook := getattr(found, 'notebook', None):
         if not notebook.endswith('.ipynb'): return
-        from interlat.runs.notebook import check_parameters, read_parameters
+        from interlat.runs.parameters import check_parameters, read_parameters
         given = read_parameters(ROOT/found.f) if found.f and 'FILE' not in found.f else {}
         if (ROOT/notebook).exists() or whole: check_parameters(ROOT/notebook, given | dict(found.p))
 

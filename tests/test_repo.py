@@ -108,7 +108,7 @@ def test_a_model_is_asked_at_its_door(pattern, where):
 
 @pytest.mark.parametrize('what, pattern, where', [
     ('prompts are rendered', r'\.apply_chat_template\(', {'models.template'}), ('a message is spliced into a prompt', r'^def splice\(', {'agents.actor'}),
-    ('a table becomes Markdown', r"' \| '\.join\(map", {'commands.report'}), ('a rate is shown with its interval', r'^def rate_cell\(', {'evaluation.summary'}),
+    ('a table becomes Markdown', r"' \| '\.join\(map", {'evaluation.tables'}), ('results become words', r'^def results_table\(', {'evaluation.tables'}), ('a rate is shown with its interval', r'^def rate_cell\(', {'evaluation.summary'}),
     ('a packet is sealed', r'^def _seal\(head, payload', {'messages.packet'}), ('an adapter is read from a checkpoint', r'^def read_adapter\(', {'agents.adapter'})])
 def test_one_place_for(what, pattern, where):
     code = {module(p): (ROOT/'interlat'/f"{module(p).replace('.', '/')}.py").read_text(encoding='utf-8') for p in LIBRARY}
@@ -203,3 +203,13 @@ def test_pins_cover_every_requirement():
     wanted = {norm(re.match(r'[\w.-]+', r)[0]) for k, v in config['DEFAULT'].items() if k.endswith('requirements') for r in v.split()}
     pins = {norm(line.split('==')[0]) for line in (ROOT/'constraints.txt').read_text().splitlines() if '==' in line}
     assert sorted(wanted - pins) == []
+
+
+def test_make_demo_writes_where_git_does_not_look():
+    "A newcomer's clone stays clean, and the next run's manifest does not call the code changed."
+    for target in ('demo', 'demo TASK=math', 'smollm2'):
+        said = subprocess.run(['make', '-n', '-o', '.venv/.demo', '-o', '.venv/.smollm2', *target.split()], cwd=ROOT, text=True, check=True, capture_output=True).stdout
+        folders = re.findall(r'--(?:out|figures) (\S+)', said[said.index('/interlat-run '):])
+        assert len(folders) == 2, said
+        seen = subprocess.run(['git', 'check-ignore', *(f'{f}/x.png' for f in folders)], cwd=ROOT, text=True, capture_output=True).stdout
+        assert len(seen.splitlines()) == 2, target

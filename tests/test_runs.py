@@ -6,7 +6,8 @@ from warm import warm_python
 from notebooks import start_run, write_experiment
 
 from interlat.core.basics import InterlatError
-from interlat.runs.notebook import RunFailed, check_parameters, run_notebook
+from interlat.runs.notebook import RunFailed, run_notebook
+from interlat.runs.parameters import check_parameters
 
 
 COLD = 'test_the_kernel_is_this_python_whatever_is_registered', 'test_the_trainer_draws_a_plain_bar_too' # they ask how the kernel starts
@@ -55,11 +56,34 @@ def test_a_second_run_starts_its_stages_afresh(experiment, tmp_path):
     assert [s['stage'] for s in manifest['stages']] == ['one']
 
 
+def test_a_kernel_that_is_through_is_not_interrupted(experiment, tmp_path, monkeypatch):
+    "Jupyter sends it a Ctrl-C first; one that is still putting its last answer away then calls that an error."
+    from jupyter_client.provisioning import LocalProvisioner
+    sent = []
+    async def send_signal(self, number): sent.append(number)
+    monkeypatch.setattr(LocalProvisioner, 'send_signal', send_signal)
+    assert run_notebook(experiment("print('the end')"), {}, tmp_path/'run')['state'] == 'done' and sent == []
+
+
 def test_a_failure_keeps_the_copy_and_the_stages(experiment, tmp_path):
     with pytest.raises(RunFailed, match='KeyError.*nowhere.*E00_x.ipynb'):
         run_notebook(experiment("print('so far')\n{}['nowhere']"), {}, tmp_path/'run')
     assert 'so far' in (tmp_path/'run'/'E00_x.ipynb').read_text()
     assert json.loads((tmp_path/'run'/'manifest.json').read_text())['state'] == 'failed'
+
+
+def test_a_cell_of_many_kinds_runs(experiment, tmp_path):
+    "The kernel evaluates the annotations; a file of an editor that names no kernel, and no cell; in a folder with brackets."
+    cell = "from typing import Literal\nwidth: int | None = None\nmode: Literal['a', 'b'] = 'a'\nprompt = \"solve x = 1\"\na = 1; b = 2\nshape = (1, 2)\nout = 'run'"
+    path = experiment("import json; from pathlib import Path; Path(out, 'seen.json').write_text(json.dumps([width, mode, prompt, a, b, shape]))", cell)
+    nb = json.loads(path.read_text())
+    path.write_text(json.dumps(dict(nb, metadata={}, nbformat_minor=4, cells=[{k: v for k, v in c.items() if k != 'id'} for c in nb['cells']])))
+    out = tmp_path/'a {run}'
+    for _ in range(2): manifest = run_notebook(path, dict(width='010', mode='b', shape='[3, 4]'), out) # the same parameters as JSON has them
+    assert json.loads((out/'seen.json').read_text()) == [10, 'b', 'solve x = 1', 1, 2, [3, 4]] and manifest['parameters']['shape'] == (3, 4)
+    assert json.loads((out/'E00_x.ipynb').read_text())['metadata']['kernelspec']['language'] == 'python'
+    again = run_notebook(out/'E00_x.ipynb', dict(mode='a'), tmp_path/'again') # an executed copy is an experiment too
+    assert again['parameters']['mode'] == 'a' and json.loads((tmp_path/'again'/'seen.json').read_text())[0] is None
 
 
 def test_parameters_must_be_literals(experiment):
@@ -82,7 +106,7 @@ def test_command_line_reports_a_failed_notebook_in_one_line(experiment, tmp_path
 
 
 def test_an_interrupted_run_says_so(experiment, tmp_path):
-    path = experiment("import time\nfrom pathlib import Path\nPath(out, 'started').touch()\ntime.sleep(60)")
+    path = experiment("import time\nfrom pathlib import Path\nfrom interlat.runs.notebook import stage\nwith stage(out, 'sleep'):\n    Path(out, 'started').touch()\n    time.sleep(60)")
     ctrl_c_works = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL) # a background job of a shell ignores it
     process = start_run(path, '--out', tmp_path/'run', cwd=tmp_path, stderr=subprocess.STDOUT, preexec_fn=ctrl_c_works)
     while not (tmp_path/'run'/'started').exists():
@@ -91,4 +115,5 @@ def test_an_interrupted_run_says_so(experiment, tmp_path):
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=30)
     assert process.returncode != 0
-    assert json.loads((tmp_path/'run'/'manifest.json').read_text())['state'] == 'failed'
+    manifest = json.loads((tmp_path/'run'/'manifest.json').read_text())
+    assert manifest['state'] == 'failed' and [(s['stage'], s['state']) for s in manifest['stages']] == [('sleep', 'failed')] # the cell was interrupted, not killed

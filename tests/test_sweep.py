@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from warm import warm_python
+from browser import draws
 from notebooks import ROOT, start_run, write_experiment
 
 from interlat.core.basics import InterlatError
@@ -51,11 +52,12 @@ def test_killed_half_way_and_started_again_it_finishes_only_the_rest(sweep_file,
     gather(tmp_path/'whole')
     assert (out/'results.csv').read_bytes() == (tmp_path/'whole'/'results.csv').read_bytes()
     assert len(pd.read_csv(out/'results.csv')) == 12
-    raw, drawn = (out/'results.csv').read_bytes(), (out/'results.png').read_bytes()
+    raw, drawn = (out/'results.csv').read_bytes(), {f.suffix: f.read_bytes() for f in out.glob('results.*') if f.suffix != '.csv'}
+    assert set(drawn) == {'.json', '.html', *(['.png'] if draws() else [])}
     third = start_run('gather', out, '--metric', 'parts/a', cwd=tmp_path) # again, with another number in the figure
     said, err = third.communicate(timeout=120)
-    assert third.returncode == 0 and 'results.png: parts/a, by lr' in said, err
-    assert (out/'results.csv').read_bytes() == raw and (out/'results.png').read_bytes() != drawn
+    assert third.returncode == 0 and 'results.html: parts/a, by lr' in said, err
+    assert (out/'results.csv').read_bytes() == raw and not any((out/f'results{suffix}').read_bytes() == old for suffix, old in drawn.items())
 
 
 @pytest.mark.parametrize('blow', [signal.SIGTERM, signal.SIGINT])

@@ -1,11 +1,14 @@
-"Pictures on a machine without a browser, without a network, and with blanks in its paths."
-import math, os, shutil, signal, struct, subprocess, sys
+"Pictures on a machine without a browser or with one that never answers, without a network, and with blanks in its paths."
+import math, os, shutil, struct, subprocess, sys, tempfile
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+import psutil
 import pytest
+from browser import draws
 from notebooks import ROOT
 
 from interlat.core.basics import InterlatError
@@ -25,37 +28,32 @@ def size(png):
     return struct.unpack('>II', Path(png).read_bytes()[16:24])
 
 
-class Sleeper:
-    "A painter whose process starts another one and never answers, as often as it is told to; it outlives the other one."
-    def __init__(self, sleeps): self.sleeps, self.asked, self._proc = sleeps, 0, None
-    def transform(self, fig, format, scale):
-        self.asked += 1
-        if self.asked > self.sleeps: return b'a picture'
-        self._proc = subprocess.Popen(['bash', '-c', 'sleep 600 & wait; exec sleep 600'], stdout=subprocess.PIPE)
-        if not self._proc.stdout.readline(): raise ValueError('Transform failed')
+def png_of(files):
+    "The PNG among the files of a figure; there has to be one where there is a browser."
+    assert [f.suffix for f in files] == ['.json', '.html', *(['.png'] if draws() else [])]
+    if not draws(): pytest.skip('no browser here: figures are kept without PNGs')
+    return files[2]
 
 
-def test_a_painter_that_never_answers_is_ended_and_asked_again(monkeypatch):
-    painter = Sleeper(2)
+@pytest.mark.parametrize('does, why', [('sleep 600 & exec sleep 600', 'the browser has not answered in 1 s'), ('exit 3', 'the browser has ended'), (None, 'no browser was found')])
+def test_a_browser_that_is_none_costs_a_line_and_no_run(does, why, tmp_path, monkeypatch, caplog):
+    "One that never answers is ended with all that it has started, and none is asked again."
+    browser = tmp_path/'chrome'
+    if does: browser.write_text(f'#!/bin/sh\necho $$ >> "{tmp_path}/started"\n{does}\n'); browser.chmod(0o755)
+    monkeypatch.setenv('BROWSER_PATH', str(browser))
+    painter = look_room._Painter()
     monkeypatch.setattr(look_room, '_painter', lambda: painter)
-    assert look_room._png(None, 2, patience=.3) == b'a picture' and painter.asked == 3
-    painter = Sleeper(9)
-    with pytest.raises(InterlatError, match='kaleido has not drawn a figure in 3 times 0 s'): look_room._png(None, 2, patience=.3)
-    assert painter._proc.wait(10) == -signal.SIGKILL
-
-
-def test_a_figure_that_cannot_be_drawn_is_an_error_at_once(monkeypatch):
-    class Refuses(Sleeper):
-        def transform(self, fig, format, scale): self.asked += 1; raise ValueError('no such trace')
-    painter = Refuses(0)
-    monkeypatch.setattr(look_room, '_painter', lambda: painter)
-    with pytest.raises(ValueError, match='no such trace'): look_room._png(None, 2)
-    assert painter.asked == 1
+    assert painter.png(go.Figure(), 1, patience=1 if 'sleep' in str(does) else 60) is None
+    assert [r.getMessage() for r in caplog.records if r.name == 'interlat'] == [f'figures are kept as pages and data, without PNGs: {why}; {look_room._HOW}']
+    (tmp_path/'fig.png').write_bytes(b'of other numbers')
+    files = save_figure(success_by_condition(SUMMARY), tmp_path/'fig')
+    assert [f.name for f in files] == ['fig.json', 'fig.html'] and not (tmp_path/'fig.png').exists() and len(caplog.records) == 1
+    if does: assert not any(psutil.pid_exists(int(pid)) and psutil.Process(int(pid)).status() != psutil.STATUS_ZOMBIE for pid in (tmp_path/'started').read_text().split())
 
 
 def test_png_has_the_figure_at_twice_its_size(tmp_path):
     fig = success_by_condition(SUMMARY)
-    _, png, _ = save_figure(fig, tmp_path/'a'/'fig')
+    png = png_of(save_figure(fig, tmp_path/'a'/'fig'))
     assert size(png) == (2*860, 2*fig.layout.height) and png.stat().st_size > 20_000
 
 
@@ -64,14 +62,17 @@ def test_the_same_figure_gives_the_same_files(tmp_path):
     assert first == second
 
 
-def test_png_without_browser_and_with_blanks_in_paths(tmp_path):
-    kaleido = pytest.importorskip('kaleido')
+def test_png_without_a_network_and_with_blanks_in_paths(tmp_path):
+    "In a process of its own, which takes its browser along when it ends."
     site = tmp_path/'with blanks'
-    shutil.copytree(Path(kaleido.__file__).parent, site/'kaleido')
+    for name in ('kaleido', 'choreographer'): shutil.copytree(Path(import_module(name).__file__).parent, site/name)
     code = "import sys; import plotly.graph_objects as go; from interlat.figures.results import save_figure; save_figure(go.Figure(go.Scatter(y=[1, 2])), sys.argv[1])"
-    env = dict(os.environ, PYTHONPATH=f'{site}{os.pathsep}{ROOT}', PATH='/usr/bin:/bin', HTTPS_PROXY='http://127.0.0.1:9', HTTP_PROXY='http://127.0.0.1:9')
-    subprocess.run([sys.executable, '-c', code, str(tmp_path/'out put'/'fig')], env=env, check=True, timeout=120)
-    assert size(tmp_path/'out put'/'fig.png') == (1400, 1000)
+    path = os.pathsep.join(map(str, (site, ROOT, Path(import_module('logistro').__file__).parents[1])))
+    with tempfile.TemporaryDirectory(prefix='a b ') as room: # not in `tmp_path`: a browser ends where the path of its socket is longer than 107 letters
+        env = dict(os.environ, PYTHONPATH=path, TMPDIR=room, HTTPS_PROXY='http://127.0.0.1:9', HTTP_PROXY='http://127.0.0.1:9')
+        subprocess.run([sys.executable, '-c', code, str(tmp_path/'out put'/'fig')], env=env, check=True, timeout=120)
+        assert os.listdir(room) == [] and not any(room in ' '.join(p.info['cmdline'] or []) for p in psutil.process_iter(['cmdline']))
+    if draws(): assert size(tmp_path/'out put'/'fig.png') == (1400, 1000)
 
 
 def test_unknown_conditions_are_drawn_too():
@@ -86,7 +87,7 @@ def test_effects_are_drawn_from_the_table_as_it_is_written(tmp_path):
     pd.DataFrame(rows).to_csv(tmp_path/'effects.csv', index=False)
     fig = effects_by_type(pd.read_csv(tmp_path/'effects.csv'))
     assert [(t.xaxis, t.text) for t in fig.data] == [('x', '+30'), ('x', '+20'), ('x2', '+30'), ('x2', '+20')]
-    _, png, _ = save_figure(fig, tmp_path/'effects')
+    png = png_of(save_figure(fig, tmp_path/'effects'))
     assert size(png) == (2*fig.layout.width, 2*fig.layout.height)
 
 
@@ -111,7 +112,7 @@ def runs(parts, seeds=(0,), ablations=('full',)):
 def test_a_panel_for_each_part_that_was_logged(parts, panels, tmp_path):
     fig = training_dynamics(runs(parts))
     assert len({t.xaxis for t in fig.data}) == panels
-    _, png, _ = save_figure(fig, tmp_path/'training')
+    png = png_of(save_figure(fig, tmp_path/'training'))
     assert size(png) == (2*fig.layout.width, 2*fig.layout.height)
 
 
@@ -125,7 +126,7 @@ def test_parts_of_another_training_have_panels_of_their_own(parts, drawn, tmp_pa
     assert [a.text for a in fig.layout.annotations] == (drawn or parts)
     panel = fig.data[:len(fig.data)//len(drawn or parts)]
     assert all(list(t.y) == [1, .75, .5, .25, 0] for t in fig.data) and len(panel) == 6 and [t.name for t in fig.data if t.showlegend] == ['full', 'mine']
-    _, png, _ = save_figure(fig, tmp_path/'training', scale=1)
+    png = png_of(save_figure(fig, tmp_path/'training', scale=1))
     assert size(png) == (fig.layout.width, fig.layout.height)
 
 
@@ -167,7 +168,7 @@ def test_fronts_go_through_the_points_that_are_on_them(tmp_path):
     low, high = (10**e for e in fig.layout.xaxis.range)
     assert y == pytest.approx([40, 50, 80, 80]) and below_y == [.45, .2, .2] and x[0] == below_x[0] == low and x[-1] == below_x[-1] == high and x[2] == below_x[1] == 900
     assert [a.text for a in fig.layout.annotations if a.textangle] == ['yours', 'trained 1, first 1', 'yours']
-    _, png, _ = save_figure(fig, tmp_path/'sizes')
+    png = png_of(save_figure(fig, tmp_path/'sizes'))
     assert size(png) == (2*fig.layout.width, 2*fig.layout.height)
 
 

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PALETTE', 'INK', 'GREY', 'GRID', 'BLUES', 'DARK', 'PAGE', 'look', 'check_columns', 'legend_above', 'heat_cells',
-           'in_grey', 'titled', 'in_dark', 'save_figure']
+           'in_grey', 'titled', 'in_dark', 'save_figure', 'picture']
 
 # %% ../../nbs/10_figures/01_look.ipynb #10ac0002
-import json, tempfile, threading
+import asyncio, atexit, concurrent.futures, json, logging, os, threading
 from functools import lru_cache
 from html import escape
 from pathlib import Path
@@ -89,46 +89,57 @@ def in_dark(
     return pio.from_json(json.dumps(_by_night(json.loads(fig.to_json()))))
 
 # %% ../../nbs/10_figures/01_look.ipynb #10ac000e
+_HOW = 'install Chrome or Chromium, run kaleido_get_chrome, or name one in BROWSER_PATH' # to get PNGs
+
+class _Painter:
+    "A browser that draws PNGs, from the first figure to the end of the process. Once it has failed, it is not asked again."
+    def __init__(self): self.browser, self.loop, self.failed = None, None, False
+
+    def _begin(self):
+        "The event loop, in a thread: that of a notebook is taken."
+        logging.getLogger('choreographer').setLevel(logging.ERROR) # what goes wrong is told by `png`
+        self.loop = asyncio.new_event_loop()
+        threading.Thread(target=self.loop.run_forever, daemon=True).start()
+        atexit.register(self.end)
+
+    def _ask(self, work, patience): return asyncio.run_coroutine_threadsafe(work, self.loop).result(patience)
+
+    async def _draw(self, fig, scale):
+        from kaleido import Kaleido
+        if not self.browser:
+            self.browser = Kaleido(mathjax=False, timeout=None) # `png` keeps the time
+            await self.browser.open()
+        return await self.browser.calc_fig(fig, dict(format='png', scale=scale))
+
+    def png(self, fig, scale, patience=60):
+        "The bytes of a PNG; None, and one line in the log the first time, if there is no browser or no answer in so many seconds."
+        errors = need('kaleido.errors', 'a PNG needs', 'viz')
+        if self.failed: return None
+        if not self.loop: self._begin()
+        try: return self._ask(self._draw(fig, scale), patience)
+        except errors.ChromeNotFoundError: why = 'no browser was found'
+        except (errors.BrowserClosedError, errors.BrowserFailedError): why = 'the browser has ended'
+        except _LATE: why = f'the browser has not answered in {patience:.0f} s'
+        logging.getLogger('interlat').warning('figures are kept as pages and data, without PNGs: %s; %s', why, _HOW)
+        self.failed = True
+        self.end()
+
+    def end(self, patience=5):
+        "Close the browser; kill it, and all that it has started, if it does not close in so many seconds."
+        import psutil
+        if (process := getattr(self.browser, 'subprocess', None)) is None: return
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)] if process.poll() is None else []
+        try: self._ask(self.browser.close(), patience)
+        except _LATE: pass
+        for member in family:
+            try: member.kill()
+            except psutil.NoSuchProcess: continue
+        self.browser = None
+
+_LATE = concurrent.futures.TimeoutError, asyncio.TimeoutError # one and the same from Python 3.11 on
+
 @lru_cache
-def _painter():
-    "The process that turns figures into PNGs, started once. It stumbles over blanks in paths, so it sees its files through links."
-    import kaleido, plotly
-    from kaleido.scopes.plotly import PlotlyScope
-    home = tempfile.TemporaryDirectory(prefix='interlat-')
-    Path(home.name, 'kaleido').symlink_to(Path(kaleido.__file__).parent/'executable')
-    Path(home.name, 'js').symlink_to(Path(plotly.__file__).parent/'package_data')
-    class Painter(PlotlyScope):
-        links = home # removed when the process ends
-        @classmethod
-        def executable_path(cls): return f'{home.name}/kaleido/kaleido'
-    return Painter(plotlyjs=f'{home.name}/js/plotly.min.js', mathjax=False)
-
-def _end(painter):
-    "End the painter's process and those that it has started: whoever waits for its answer gets an error."
-    import psutil
-    if painter._proc is None: return
-    try: family = [*psutil.Process(painter._proc.pid).children(recursive=True), psutil.Process(painter._proc.pid)]
-    except psutil.NoSuchProcess: return
-    for process in family:
-        try: process.kill()
-        except psutil.NoSuchProcess: continue
-
-def _png(
-    fig, # Plotly figure
-    scale:float, # pixels for each unit of its width
-    patience:float=60, # seconds to wait for an answer
-    tries:int=3, # how often to ask
-)->bytes: # a PNG
-    "Raises `InterlatError` if the painter never answers, and kaleido's `ValueError` for a figure that it cannot draw."
-    for _ in range(tries):
-        late = threading.Event()
-        timer = threading.Timer(patience, lambda: (late.set(), _end(_painter())))
-        timer.start()
-        try: return _painter().transform(fig, format='png', scale=scale)
-        except (ValueError, OSError):
-            if not late.is_set(): raise
-        finally: timer.cancel()
-    raise InterlatError(f"kaleido has not drawn a figure in {tries} times {patience:.0f} s; start again when the machine is less busy")
+def _painter(): return _Painter()
 
 # %% ../../nbs/10_figures/01_look.ipynb #10ac0f00
 PAGE = """<!doctype html><html><head><meta charset="utf-8"><title>{title}</title>
@@ -145,14 +156,24 @@ draw(); dark.onchange = draw</script></body></html>"""
 
 def save_figure(
     fig, # Plotly figure that wears `look`
-    path:str|Path, # without suffix, e.g. 'figures/demo/success'
+    path:str|Path, # without suffix, e.g. 'figures/success'
     scale:float=2, # pixels of the PNG for each unit of the figure's width
-)->list[Path]: # the three files
-    "Write `path.json`, `path.png` and `path.html`, and `plotly.min.js` beside them if it is not there."
+)->list[Path]: # the files: JSON, page and, where there is a browser, PNG
+    "Write `path.json`, `path.html` and `path.png`, and `plotly.min.js` beside them if it is not there; no PNG of other numbers stays."
     from plotly.offline import get_plotlyjs
-    png, data, script = _png(fig, scale), fig.to_json(), Path(path).parent/'plotly.min.js'
-    title = escape(fig.layout.title.text or 'Figure')
-    page = PAGE.format(title=title, fig=data.replace('</', '<\\/'), night=json.dumps(DARK), grey=GREY)
-    files = [write_atomic(f'{path}.json', data), write_atomic(f'{path}.png', png), write_atomic(f'{path}.html', page)]
+    data, script = fig.to_json(), Path(path).parent/'plotly.min.js'
+    page = PAGE.format(title=escape(fig.layout.title.text or 'Figure'), fig=data.replace('</', '<\\/'), night=json.dumps(DARK), grey=GREY)
+    files = [write_atomic(f'{path}.json', data), write_atomic(f'{path}.html', page)]
     if not script.exists() or script.stat().st_size != len(get_plotlyjs().encode()): write_atomic(script, get_plotlyjs())
+    if png := _painter().png(fig, scale): return [*files, write_atomic(f'{path}.png', png)]
+    Path(f'{path}.png').unlink(missing_ok=True)
     return files
+
+def picture(
+    path:str|Path, # that `save_figure` was given
+    beside:str|Path='.', # folder of the page that shows it
+): # for a notebook
+    "A kept figure where no script runs: its PNG or, without one, a link to its page."
+    from IPython.display import Image, Markdown
+    if Path(f'{path}.png').exists(): return Image(f'{path}.png')
+    return Markdown(f"[{Path(path).name.replace('_', ' ')}]({Path(os.path.relpath(f'{path}.html', beside)).as_posix()})")

@@ -87,11 +87,12 @@ def _group_words(group, by, plural):
 def _difference(r, group, label, colour, plural):
     "A dot with its interval and its number."
     import plotly.graph_objects as go
+    from interlat.evaluation.summary import p_words
     p = r.p_value if math.isnan(r.p_holm) else r.p_holm
     size, symbol = (15, 'diamond') if group == 'all' else (11, 'circle')
     above, below = 100*(r.ci_high - r.difference), 100*(r.difference - r.ci_low)
     says = '<br>'.join([f'{r.effect}, {group}: {100*r.difference:+.1f} points',
-                        f'95 % interval {100*r.ci_low:+.1f} to {100*r.ci_high:+.1f}', f'{r.n} {plural}, p = {p:.2g}<extra></extra>'])
+                        f'95 % interval {100*r.ci_low:+.1f} to {100*r.ci_high:+.1f}', f'{r.n} {plural}, {p_words(p)}<extra></extra>'])
     return go.Scatter(x=[100*r.difference], y=[label], mode='markers+text', cliponaxis=False, hovertemplate=says,
                       text=f'{100*r.difference:+.0f}'.replace('-', '−'), textposition='top center', textfont=dict(size=12, color=INK),
                       marker=dict(size=size, symbol=symbol, color=colour), opacity=1 if p < .05 else .4,

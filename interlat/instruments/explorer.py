@@ -225,10 +225,11 @@ class Explorer:
     def save(self,
         folder:str|Path, # made if it is not there
     )->list[Path]: # the files
-        "Write the map and every panel of the view as PNG, HTML and JSON."
+        "Write the map and every panel of the view as JSON, HTML and, where there is a browser, PNG."
         figs = dict(map=self._map_figure()) | {p: self._worn(panel(self.session, self.view, p)) for p in PANELS}
         files = [f for name, fig in figs.items() for f in save_figure(fig, Path(folder)/name)]
-        self.status.value = f'{len(files)} files in {escape(str(folder))}: {", ".join(figs)} as PNG, HTML and JSON'
+        kinds = ', '.join(dict.fromkeys(f.suffix[1:].upper() for f in files))
+        self.status.value = f'{len(files)} files in {escape(str(folder))}: {", ".join(figs)} as {kinds}'
         return files
 
     def _ipython_display_(self):

@@ -6,7 +6,7 @@
 __all__ = ['WORDS', 'run', 'sweep', 'gathered', 'pipeline', 'check', 'main_check', 'interlat_run', 'main_run']
 
 # %% ../../nbs/13_runs/10_cli.ipynb #23000002
-import argparse, sys
+import argparse, re, sys
 from pathlib import Path
 
 from ..core.basics import *
@@ -22,6 +22,7 @@ _ON = 'with --dry_run, the device that it is for: a100, h100, h200, rtx4090 or c
 def _run_parser():
     parser = _Parser(prog='interlat-run', description='Run an experiment notebook with other parameters, and keep a manifest.',
                      epilog='interlat-run pipeline, sweep or gather, with --help, tell of themselves.')
+    parser._negative_number_matcher = re.compile(r'-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$|-\.inf$') # argparse takes -1e-3 for a flag
     parser.add_argument('notebook', help='an experiment with a cell tagged parameters')
     parser.add_argument('-p', nargs=2, action='append', default=[], metavar=('NAME', 'VALUE'), help='a parameter; may be repeated')
     parser.add_argument('-f', metavar='FILE', help='YAML or JSON file of parameters')
@@ -58,7 +59,7 @@ def run(
 )->None:
     "Run an experiment notebook and say where its results are."
     args = _run_parser().parse_args(argv)
-    from interlat.runs.notebook import read_parameters
+    from interlat.runs.parameters import read_parameters
     params, name = (read_parameters(args.f) if args.f else {}) | dict(args.p), Path(args.notebook).stem
     out = args.out or Path('data/runs')/name
     if args.on and not args.dry_run: raise InterlatError('--on says what a dry run is for; add --dry_run')
@@ -86,7 +87,7 @@ def _told(out, metric='', x='', colour=''):
     table = gather(out)
     fig = sweep_figure(table, metric, x, colour)
     save_figure(fig, Path(out)/'results')
-    told = f'results.csv: {len(table)} numbers', 'runs.csv: times, memory, revisions', f'results.png: {fig.layout.title.text}'
+    told = f'results.csv: {len(table)} numbers', 'runs.csv: times, memory, revisions', f'results.html: {fig.layout.title.text}'
     print('; '.join(f'{out}/{file}' for file in told))
 
 def sweep(

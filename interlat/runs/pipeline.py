@@ -186,7 +186,7 @@ def report_page(
     notebook:str|Path, # executed
     path:str|Path, # HTML file to write
 )->Path: # `path`
-    "An executed notebook as a page that can be sent to somebody: one file, no code, and nothing fetched from elsewhere."
+    "An executed notebook as a page to send to somebody: one file, light or dark, no code, and nothing fetched from elsewhere."
     from nbconvert import HTMLExporter
     from traitlets.config import Config
     tags = dict(enabled=True, remove_all_outputs_tags={'log'}, remove_cell_tags={'notes'})
@@ -194,7 +194,9 @@ def report_page(
     no_network = dict(embed_images=True, mathjax_url='', require_js_url='', jquery_url='', mermaid_js_url='')
     exporter = HTMLExporter(config=Config(TagRemovePreprocessor=tags), **no_code, **no_network)
     body, _ = exporter.from_filename(str(check_file(notebook, 'executed notebook')))
-    return write_atomic(path, body)
+    night, *_ = exporter.environment.loader.get_source(exporter.environment, 'static/theme-dark.css')
+    style = f'<style>@media screen and (prefers-color-scheme: dark) {{{night}}}</style>'
+    return write_atomic(path, body.replace('</head>', f'{style}</head>', 1))
 
 # %% ../../nbs/13_runs/08_pipeline.ipynb #22000019
 def pipeline_notebook()->Path:

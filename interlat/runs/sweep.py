@@ -16,6 +16,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..core.basics import *
+from .parameters import *
 from .notebook import *
 
 # %% ../../nbs/13_runs/03_sweep.ipynb #20a50007
