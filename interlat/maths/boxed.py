@@ -7,6 +7,7 @@ __all__ = ['extract_boxed']
 
 # %% ../../nbs/04_maths/02_boxed.ipynb #a05b0002
 import re
+from typing import NamedTuple
 
 # %% ../../nbs/04_maths/02_boxed.ipynb #a05b0005
 _SCAN = re.compile(r'(?P<box>\\(?:boxed|fbox)(?![a-zA-Z])\s*)(?P<open>\{)?|\\.|\$\$?|[{}]', re.S)
@@ -47,20 +48,63 @@ def _inside(text):
     dollars = re.fullmatch(r'(\$\$?)((?:[^$\\]|\\.)*)\1', text, re.S)
     return dollars[2].strip() if dollars else text
 
-def extract_boxed(
-    text:str|None, # a solution, or what a model wrote
-)->str|None: # '' for an empty box, None where there is no complete one
-    r"What the last complete `\boxed` or `\fbox` of `text` holds."
-    opened, best, math = [], None, False # opened: where a braced box begins, None for another brace
-    for m in _SCAN.finditer(text or ''):
+_HOLLOW = re.compile(r'(?:\\text|\\[,;:!. ]|[\s~${}.…?]|\\l?dots|\\quad)*')
+_WORD = re.compile('[a-zA-Z]+')
+
+class _Box(NamedTuple):
+    "A complete box."
+    at:int # where its command begins
+    start:int # where its content begins
+    end:int|None # where its content ends, None for one without braces
+    math:bool # whether it stands between dollars or their like
+
+def _boxes(text):
+    "The complete boxes of a text, none of them inside another."
+    opened, found, math = [], [], False # opened: the box that a brace begins, None for another brace
+    for m in _SCAN.finditer(text):
         said = m[0]
-        if m['open']: opened.append(m.end())
-        elif m['box']: best = m.end(), None, math
+        if m['open']: opened.append(_Box(m.start(), m.end(), None, math))
+        elif m['box']: found.append(_Box(m.start(), m.end(), None, math))
         elif said == '{': opened.append(None)
         elif said == '}' and opened:
-            if (start := opened.pop()) is not None: best = start, m.start(), math
+            if box := opened.pop():
+                while found and found[-1].at > box.at: found.pop()
+                found.append(box._replace(end=m.start()))
         elif said[0] == '$': math = not math
         elif said in (r'\(', r'\[', r'\)', r'\]'): math = said in (r'\(', r'\[')
-    if best is None: return None
-    start, end, math = best
-    return _inside(_unbraced(text, start, math) if end is None else text[start:end])
+    return found
+
+def _held(text, box):
+    "What a box holds, and where it ends."
+    if box.end is not None: return _inside(text[box.start:box.end]), box.end + 1
+    held = _unbraced(text, box.start, box.math)
+    return _inside(held), box.start + len(held)
+
+# %% ../../nbs/04_maths/02_boxed.ipynb #a05b1002
+_PAUSE = re.compile(r'(?:\\text[a-z]*|\\mbox|\\mathrm|\\q?quad|\\[,;:!() \[\]]|[\s~${}&*])+')
+_TURNS = set("""wait no not actually instead but rather so then thus hence therefore correct corrected should which gives equivalently that is
+    are equals equal approximately about simplified simplifies hmm oops sorry mistake finally again answer we i it""".split())
+_BETWEEN = re.compile(r"""(?:(?P<before>[a-z()\s-]*?)\s*)?(?:[,;]|\b(?:and|or)\b)(?:\s*(?:and|or)\b)?\s*(?P<after>[a-z()\s-]*?)\s*
+    (?:(?:[a-z]+|\\[a-z]+|\|[a-z]+\||[a-z]+\([a-z\d]+\))(?:_\w+)?\s*(?:=|:|\\in))?\s*""", re.X | re.I)
+
+def _joined(between):
+    "Whether what stands between two boxes makes one answer of them."
+    if len(between) > 120 or re.search(r'\n\s*\n', between): return False
+    m = _BETWEEN.fullmatch(re.sub(r'_\{?(\w+)\}?', r'_\1', _PAUSE.sub(' ', between)).strip())
+    words = _WORD.findall(f"{m['before'] or ''} {m['after']}".lower()) if m else []
+    return m is not None and len(words) <= 5 and not _TURNS & {*words}
+
+def extract_boxed(
+    text:str|None, # a solution, or what a model wrote
+)->str|None: # '' where all boxes are empty, None where there is no complete one
+    r"What the last complete `\boxed` or `\fbox` of `text` holds, with those before it that are part of the same answer, commas between them."
+    boxes, answer, begins = _boxes(text or ''), [], None
+    whole = any(b.end is not None and not _HOLLOW.fullmatch(text[b.start:b.end]) for b in boxes)
+    for box in reversed(boxes):
+        held, end = _held(text, box)
+        if _HOLLOW.fullmatch(held) or whole and box.end is None and not box.math and _WORD.fullmatch(held): continue
+        if answer and not _joined(text[end:begins]): break
+        answer.append(held)
+        begins = box.at
+    if not answer: return '' if boxes else None
+    return ', '.join(dict.fromkeys(reversed(answer)))

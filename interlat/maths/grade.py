@@ -13,10 +13,11 @@ from threading import RLock
 
 from ..core.basics import *
 from ..core.crew import *
-from .boxed import *
+from .final import *
 from .latex import *
 from .answers import *
 from .values import *
+from .solutions import *
 
 # %% ../../nbs/04_maths/06_grade.ipynb #a07a0005
 VERDICTS = ('graded', 'unanswered', 'unparsable', 'timeout', 'crashed')
@@ -42,7 +43,7 @@ def _at_once(gold, answer):
     x, y = read_answer(gold), read_answer(answer)
     if same_spelling(x, y): return Grade(answer, True, True, 'graded')
     u, v = plain_number(x), plain_number(y)
-    return None if u is None or v is None else Grade(answer, False, u == v and not clash(x.unit, y.unit), 'graded')
+    return None if u is None or v is None else Grade(answer, False, u == v and not clash(x, y), 'graded')
 
 def warm(
     state:dict, # of the worker
@@ -55,9 +56,9 @@ def warm(
 def _compare(state, gold, answer):
     "In a worker: the verdict on an answer, and whether it comes to the same as the right one."
     try:
-        x, y = read_answer(gold), read_answer(answer)
-        if same_answer(x, y): return 'graded', True
-        return 'graded' if y.words or readable(take_apart(y.core)) else 'unparsable', False
+        given = readings(answer)
+        if any(same_answer(x, y) for x in readings(gold) for y in given): return 'graded', True
+        return 'graded' if given[0].words or readable(take_apart(given[0].core)) else 'unparsable', False
     except Exception: return 'crashed', False # what SymPy does with garbage has no end of forms; the worker is still good
 
 # %% ../../nbs/04_maths/06_grade.ipynb #a07a000b
@@ -100,10 +101,10 @@ class Grader:
         golds:list[str], # right answers
         texts:list[str], # what a model wrote for each problem
     )->list[Grade]: # one for each problem
-        "Grade what a model wrote: the last box of each text against the right answer."
+        "Grade what a model wrote: the final answer of each text, in a box or without one, against the right answer."
         golds, texts = list(golds), list(texts)
         if len(golds) != len(texts): raise InterlatError(f"{len(texts)} texts for {len(golds)} right answers; give one for each")
-        return self.grade([(gold, extract_boxed(text)) for gold, text in zip(golds, texts)])
+        return self.grade([(gold, final_answer(text).answer) for gold, text in zip(golds, texts)])
 
     def close(self)->None:
         "Stop the workers; new ones start when there is work again."
