@@ -9,6 +9,7 @@ __all__ = ['is_name', 'Answer', 'read_answer', 'readings', 'normalize_answer', '
 import re
 from typing import NamedTuple
 
+from .boxed import *
 from .latex import *
 from .calculator import *
 
@@ -166,7 +167,8 @@ def _joined(s):
 
 def _prepared(text):
     "An answer under usual names, as one line."
-    text = re.sub(r'(?<=\d)\s*(?:\{,\}|,\\!|\\[,;: ](?=\d{3}(?!\d)))\s*(?=\d{3})', '', from_program(_without_markup(text)))
+    text = re.sub(r'\\(q?quad)(?=[a-zA-Z])', r'\\\1 ', from_program(unescaped(_without_markup(text))))
+    text = re.sub(r'(?<=\d)\s*(?:\{ ?, ?\}|,\\!|\\[,;: ](?=\d{3}(?!\d)))\s*(?=\d{3})', '', text)
     s = regroup(re.sub(r'\\(left|right)\s*\.', '', text)).strip().rstrip(' .,;')
     s = re.sub(r'\b(per) cent\b', r'\1cent', s)
     if m := re.fullmatch(r'\\text \{ *(\d[^{}]*)\}', s): s = m[1].strip()
@@ -195,12 +197,13 @@ def read_answer(
 def readings(
     text:str, # an answer
 )->list[Answer]: # the first is `read_answer`'s
-    "The ways to read an answer: a choice by its letter and by its text, `log` of a program as the natural one, both sides of `1/3 \\approx 0.33`."
+    "The ways to read an answer: a choice by its letter and by its text, `log` of a program as the natural one, both sides of `1/3 \\approx 0.33`, a decimal comma."
     s = _prepared(text)
     choice, said = _choice(s)
     if choice: return [Answer(choice, choice=choice)] + ([_read(said, choice)] if said else [])
     _, *about = re.split(r'\\approx ?', s)
-    others = [t for t in (natural(text), about[-1] if about else None) if t]
+    comma = re.sub(r'^(-?(?:0|\d+(?=,(?!\d{3}$)))),(\d+)$', r'\1.\2', s) # 2,74 may be 2.74
+    others = [t for t in (natural(text), about[-1] if about else None, comma) if t and t != s]
     return [_read(s), *(_read(_prepared(t)) for t in others)]
 
 def normalize_answer(

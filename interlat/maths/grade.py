@@ -13,6 +13,7 @@ from threading import RLock
 
 from ..core.basics import *
 from ..core.crew import *
+from .boxed import *
 from .final import *
 from .latex import *
 from .answers import *
@@ -35,15 +36,20 @@ class Grade:
 # %% ../../nbs/04_maths/06_grade.ipynb #a07a0007
 def _wrong(answer, verdict): return Grade(answer, False, False, verdict)
 
+def _bare(gold, answer):
+    "The right answer out of its box, and an answer out of its box or sentence."
+    return extract_boxed(gold) or gold, told(answer)
+
 def _at_once(gold, answer):
     "The `Grade` of an answer if no formula has to be read for it, else None."
     if answer is None or not answer.strip(): return _wrong(answer, 'unanswered')
     if gold == answer: return Grade(answer, True, True, 'graded')
-    if len(answer) > MAX_CHARS or len(gold) > MAX_CHARS: return _wrong(answer, 'unparsable')
-    x, y = read_answer(gold), read_answer(answer)
+    right, given = _bare(gold, answer)
+    if len(given) > MAX_CHARS or len(right) > MAX_CHARS: return _wrong(answer, 'unparsable')
+    x, y = read_answer(right), read_answer(given)
     if same_spelling(x, y): return Grade(answer, True, True, 'graded')
-    u, v = plain_number(x), plain_number(y)
-    return None if u is None or v is None else Grade(answer, False, u == v and not clash(x, y), 'graded')
+    same = same_number(x, y)
+    return None if same is None else Grade(answer, False, same, 'graded')
 
 def warm(
     state:dict, # of the worker
@@ -56,8 +62,8 @@ def warm(
 def _compare(state, gold, answer):
     "In a worker: the verdict on an answer, and whether it comes to the same as the right one."
     try:
-        given = readings(answer)
-        if any(same_answer(x, y) for x in readings(gold) for y in given): return 'graded', True
+        right, given = map(readings, _bare(gold, answer))
+        if any(same_answer(x, y) for x in right for y in given): return 'graded', True
         return 'graded' if given[0].words or readable(take_apart(given[0].core)) else 'unparsable', False
     except Exception: return 'crashed', False # what SymPy does with garbage has no end of forms; the worker is still good
 

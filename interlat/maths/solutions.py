@@ -118,7 +118,7 @@ def same_region(
     u, v = _pieces(u), _pieces(v)
     return len(u) == len(v) and all(p[2:] == q[2:] and near(p[0], q[0]) and near(p[1], q[1]) for p, q in zip(u, v))
 
-# %% ../../nbs/04_maths/05b_solutions.ipynb #641f3b7f
+# %% ../../nbs/04_maths/05b_solutions.ipynb #77db5a3e
 def _paired(a, b):
     "Whether each part of `a` has an equal one of its own in `b`."
     left = list(b)
@@ -154,8 +154,14 @@ def _name_of(part):
     if name.kind == 'tuple': return ','.join(p.mark for p in name.parts)
     return name.mark if name.kind in ('value', 'verbatim') and is_name(name.mark) else ''
 
+def _distinct(part):
+    "A list or set with each point in it once."
+    kept = tuple(p for k, p in enumerate(part.parts) if p.kind != 'tuple' or p not in part.parts[:k])
+    return part if part.kind == 'tuple' else part._replace(parts=kept)
+
 def _same_items(a, b):
     "Whether the items of two lists are the same, where those of one may have names."
+    a, b = _distinct(a), _distinct(b)
     if len(a.parts) != len(b.parts): return False
     named, bare = (a, b) if any(map(_name_of, a.parts)) else (b, a)
     names, point = [*map(_name_of, named.parts)], 'tuple' in (a.kind, b.kind)
