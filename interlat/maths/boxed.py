@@ -48,7 +48,7 @@ def _inside(text):
     dollars = re.fullmatch(r'(\$\$?)((?:[^$\\]|\\.)*)\1', text, re.S)
     return dollars[2].strip() if dollars else text
 
-_HOLLOW = re.compile(r'(?:\\text|\\[,;:!. ]|[\s~${}.…?]|\\l?dots|\\quad)*')
+_HOLLOW = re.compile(r'(?:\\text|\\[,;:!. ]|[\s~${}.…?]|\\l?dots|\\quad|\\\Z)*')
 _WORD = re.compile('[a-zA-Z]+')
 
 class _Box(NamedTuple):
@@ -90,7 +90,7 @@ _BETWEEN = re.compile(r"""(?:(?P<before>[a-z()\s-]*?)\s*)?(?:[,;]|\b(?:and|or)\b
 def _joined(between):
     "Whether what stands between two boxes makes one answer of them."
     if len(between) > 120 or re.search(r'\n\s*\n', between): return False
-    m = _BETWEEN.fullmatch(re.sub(r'_\{?(\w+)\}?', r'_\1', _PAUSE.sub(' ', between)).strip())
+    m = _BETWEEN.fullmatch(_PAUSE.sub(' ', re.sub(r'_\{(\w+)\}', r'_\1', between)).strip())
     words = _WORD.findall(f"{m['before'] or ''} {m['after']}".lower()) if m else []
     return m is not None and len(words) <= 5 and not _TURNS & {*words}
 

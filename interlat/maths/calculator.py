@@ -55,9 +55,9 @@ def _calls(text, deep=6):
         at = end + 1
     return out + text[at:]
 
-# %% ../../nbs/04_maths/03b_calculator.ipynb #22dfd3d1
+# %% ../../nbs/04_maths/03b_calculator.ipynb #3fc89496
 _POWER_OF_TEN = re.compile(r'(?<![\w.\\}])(?:(\d+\.\d*|\.\d+|1|\d+(?=[eE][+-]?0\d)|\d+(?=[eE]\d))[eE]([+-]?\d{1,4}))(?![\w.^]|\s*\^)')
-_SIGNS = ((r'(?<=[\d)\]}])!=(?!=)', '! = '), (r'!=|\\not *=|<>', r' \\ne '), (r'>=|=>|≧|⩾|\\geqq(?![a-zA-Z])', r' \\ge '), (r'<=|≦|⩽|\\leqq(?![a-zA-Z])', r' \\le '), (r'==', '='), (r'\*\*', '^'),
+_SIGNS = ((r'(?<=[\d)\]}])!=(?!=)', '! = '), (r'!=|\\not *=|<>', r' \\ne '), (r'>=|=>|≧|⩾|\\geqq(?![a-zA-Z])', r' \\ge '), (r'<=|≦|⩽|\\leqq(?![a-zA-Z])', r' \\le '), (r'==', '='), (r'\*\*', '^'), (r'\^(-?\d+\.\d+|-?\d{2,})', r'^{\1}'),
           (r'(?<=[)\]}])\s*[uU]\s*(?=[(\[{\\])', r' \\cup '), (r'^(\s*[a-zA-Z]) in (?=[\[({])', r'\1 \\in '))
 _PROGRAM = re.compile(r'\*|(?<![a-zA-Z])(?:exp|sqrt|log|ln|sin|cos|tan)\(|(?<![a-zA-Z])pi(?![a-zA-Z])')
 _CONSTANTS = {'E': 'e', 'I': 'i'}

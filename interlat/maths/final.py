@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from .boxed import *
 
-# %% ../../nbs/04_maths/02b_final.ipynb #048bbdb8
+# %% ../../nbs/04_maths/02b_final.ipynb #f0b18b83
 _THOUGHT = re.compile('</think(?:ing)?>')
 _NEXT_TURN = re.compile(r'<\|[^|<>\s]{1,40}\|>')
 _ANSWER = re.compile(r'\banswer\b|####|\b(?:correct|right|final) (?:choice|option|result|value|solution)\b|\b(?:choice|option) is\b', re.I)
@@ -53,7 +53,7 @@ def _things(sentence):
         end = m.end()
     return [(at, ', '.join(whats)) for at, whats in found]
 
-_PROSE = re.compile(r'(?<![\\a-zA-Z])(?!(?:sqrt|exp|log|sin|cos|tan|pi|abs|oo|and|or)\b)[a-zA-Z]{2,}')
+_PROSE = re.compile(r'(?<![\\a-zA-Z])(?!(?:sqrt|exp|log|sin|cos|tan|pi|abs|oo|and|or)\b)[a-zA-Z][a-z]+')
 
 def _said(sentence):
     "What a sentence says that something is, None if it has no formula, number or choice."

@@ -12,7 +12,7 @@ from .latex import *
 from .answers import *
 from .values import *
 
-# %% ../../nbs/04_maths/05b_solutions.ipynb #a70320a3
+# %% ../../nbs/04_maths/05b_solutions.ipynb #528e0bcd
 _INEQUALITIES = {'<', r'\le', r'\ne', r'\in'}
 
 def _number(part):
@@ -90,7 +90,9 @@ def region(
     if part.kind not in ('tuple', 'set') or None in numbers: return None
     if part.kind == 'set': return sympy.FiniteSet(*numbers), ''
     if len(numbers) != 2 or not (numbers[0] < numbers[1]) == True: return None
-    return sympy.Interval(*numbers, part.mark[0] == '(', part.mark[1] == ')'), ''
+    opened = part.mark[0] == '(', part.mark[1] == ')'
+    if any(x.is_infinite and not o for x, o in zip(numbers, opened)): return None
+    return sympy.Interval(*numbers, *opened), ''
 
 def _speaks_of_region(part):
     "Whether a part is nothing but a region."
@@ -118,7 +120,7 @@ def same_region(
     u, v = _pieces(u), _pieces(v)
     return len(u) == len(v) and all(p[2:] == q[2:] and near(p[0], q[0]) and near(p[1], q[1]) for p, q in zip(u, v))
 
-# %% ../../nbs/04_maths/05b_solutions.ipynb #77db5a3e
+# %% ../../nbs/04_maths/05b_solutions.ipynb #914d6c3a
 def _paired(a, b):
     "Whether each part of `a` has an equal one of its own in `b`."
     left = list(b)
@@ -201,8 +203,7 @@ def same_part(
     if kinds == {'union'}: return _paired(a.parts, b.parts)
     if 'list' in kinds or 'set' in kinds:
         many, one = (a, b) if a.kind in ('list', 'set') else (b, a)
-        single = many.kind == 'set' and len(many.parts) == 1 and one.kind in ('value', 'verbatim')
-        return single and same_part(many.parts[0], one)
+        return one.kind in ('value', 'verbatim') and bool(many.parts) and all(same_part(p, one) for p in many.parts)
     if kinds == {'value'}: return same_value(a.mark, b.mark)
     if len(kinds) > 1 or a.kind in ('verbatim', 'such'): return False
     if a.kind == 'relation': return _same_relation(a, b)
