@@ -11,12 +11,13 @@ from typing import NamedTuple
 
 from .boxed import *
 
-# %% ../../nbs/04_maths/02b_final.ipynb #f0b18b83
+# %% ../../nbs/04_maths/02b_final.ipynb #454bb044
 _THOUGHT = re.compile('</think(?:ing)?>')
 _NEXT_TURN = re.compile(r'<\|[^|<>\s]{1,40}\|>')
 _ANSWER = re.compile(r'\banswer\b|####|\b(?:correct|right|final) (?:choice|option|result|value|solution)\b|\b(?:choice|option) is\b', re.I)
 _FORMULA = r'\$\$(?:[^$\\]|\\.)+\$\$|\$(?:[^$\\\n]|\\.)+\$|\\\((?:(?!\\\)).)+\\\)|\\\[(?:(?!\\\]).)+\\\]'
-_STOP = re.compile(rf'(?P<shown>(?:\$\$|\\\[)(?:(?!\$\$|\\\]).)+(?:\$\$|\\\])(?=\s+[A-Z]))|(?:{_FORMULA})|(?P<stop>(?<!\bi\.e)(?<!\be\.g)(?<!\d)[.!?](?=\s|$)|(?<=\d)[.!?](?=\s+[A-Z\\$*]|\s*$)|\n\s*\n)', re.S)
+_SHOWN = r'(?:\$\$|\\\[)(?:(?!\$\$|\\\]).)+(?:\$\$|\\\])(?=\s+[A-Z])' # a formula that ends a sentence
+_STOP = re.compile(rf'(?P<shown>{_SHOWN})|(?:{_FORMULA})|(?P<stop>(?<!\bi\.e)(?<!\be\.g)(?<!\d)[.!?](?=\s|$)|(?<=\d)[.!?](?=\s+[A-Z\\$*]|\s*$)|\n\s*\n)', re.S)
 _NUMBER = r'[-+−]?(?:\\?[$€£])?(?:\d+(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+|(?<=\d))(?:/\d+)?(?:\s*(?:\\?%|°|[€£]))?'
 _PLAIN = rf'(?:[(\[]\s*{_NUMBER}(?:\s*,\s*{_NUMBER})+\s*[)\]]|(?<!\()(?:{_NUMBER}))' # a number, or a point or interval of them
 _THING = re.compile(rf'(?P<formula>{_FORMULA})|(?<![\w.])(?P<plain>{_PLAIN})(?:(?:[mck]?m|in|ft)[²³]?|k?g)?(?![\w^(]|[.,]\d)|(?<![\w(])(?P<choice>\([A-Z]\))(?!\w)', re.S)

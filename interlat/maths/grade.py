@@ -28,7 +28,7 @@ MEMORY = 4*2**30 # address space (bytes) of a worker
 @dataclass(frozen=True)
 class Grade:
     "How an answer was graded."
-    answer:str|None # what was found in the box, None where there was none
+    answer:str|None # what was found in the box or in the words, None where there was nothing
     exact:bool # spelt like the right one
     equivalent:bool # of the same value
     verdict:str # one of `VERDICTS`; all but 'graded' are wrong

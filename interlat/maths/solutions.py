@@ -12,7 +12,7 @@ from .latex import *
 from .answers import *
 from .values import *
 
-# %% ../../nbs/04_maths/05b_solutions.ipynb #528e0bcd
+# %% ../../nbs/04_maths/05b_solutions.ipynb #5cd5fa1e
 _INEQUALITIES = {'<', r'\le', r'\ne', r'\in'}
 
 def _number(part):
@@ -25,7 +25,8 @@ def _side(part):
     "A side of a relation as a SymPy expression, a name of several letters as one symbol; None for what is no single expression."
     import sympy
     if part.kind not in ('value', 'verbatim'): return None
-    value = sympy.Symbol(part.mark, real=True) if len(part.mark) > 1 and is_name(part.mark) and part.mark[0] != '\\' else read_value(part.mark)
+    named = len(part.mark) > 1 and is_name(part.mark) and part.mark[0] != '\\'
+    value = sympy.Symbol(part.mark, real=True) if named else read_value(part.mark)
     return value if isinstance(value, sympy.Expr) else None
 
 def _left_by(left, sign, right, x):
@@ -85,7 +86,8 @@ def region(
     if part.kind in ('union', 'minus'): return _together(part.parts, part.kind)
     if part.kind == 'list':
         stated = all(p.kind == 'relation' for p in part.parts)
-        return _together(part.parts, ',' if stated and part.mark != ';' else 'union') if stated or all(p.kind in ('tuple', 'set') for p in part.parts) else None
+        if not stated and any(p.kind not in ('tuple', 'set') for p in part.parts): return None
+        return _together(part.parts, ',' if stated and part.mark != ';' else 'union')
     numbers = [*map(_number, part.parts)]
     if part.kind not in ('tuple', 'set') or None in numbers: return None
     if part.kind == 'set': return sympy.FiniteSet(*numbers), ''
@@ -103,8 +105,8 @@ def _speaks_of_region(part):
 def _pieces(whole):
     "The intervals of a region from left to right: (begin, end, open, open)."
     parts = whole.args if whole.is_Union else [whole]
-    spans = [s for p in parts for s in ([(x, x, False, False) for x in p] if p.is_FiniteSet else [(p.start, p.end, bool(p.left_open), bool(p.right_open))])]
-    return sorted(spans, key=lambda s: float(s[0]))
+    points = lambda p: [(x, x, False, False) for x in p] if p.is_FiniteSet else [(p.start, p.end, bool(p.left_open), bool(p.right_open))]
+    return sorted((s for p in parts for s in points(p)), key=lambda s: float(s[0]))
 
 def same_region(
     a:Part, # as `take_apart` gives it
