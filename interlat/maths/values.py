@@ -9,6 +9,7 @@ __all__ = ['need_math', 'hush', 'read_value', 'math_verify_alone', 'letters_of',
 # %% ../../nbs/04_maths/05_values.ipynb #a06a0002
 import logging, re, warnings
 from fractions import Fraction
+from functools import lru_cache
 from importlib.util import find_spec
 
 from ..core.basics import *
@@ -46,6 +47,7 @@ def _exact_numbers(s):
     s = re.sub(r'(\)|(?<![_^\d])\d+(?!\d))(?=\(|(?<=\))\\frac|(?<=\))\d)', r'\1\\cdot ', s) # math-verify adds 2(3) up
     return re.sub(r'(\d+)\^\\circ', r'\\frac{\1\\pi}{180}', s)
 
+@lru_cache(256)
 def read_value(
     s:str, # a single expression
 ): # a SymPy expression or matrix, or None where math-verify reads nothing in it
