@@ -6,7 +6,7 @@
 __all__ = ['InterlatError', 'set_seed', 'write_atomic', 'Task', 'sender_label', 'load_conversations', 'save_tasks', 'fit_basis',
            'LatentMessage', 'MessageStore', 'VARIANTS', 'perturb', 'read_game', 'generate_games', 'find_games',
            'mixed_games', 'task_type', 'GameEnv', 'plan_text', 'map_text', 'game_task', 'sender_name', 'expert_tasks',
-           'Problem', 'problem_task', 'Columns', 'load_custom', 'extract_boxed', 'Grader', 'is_equiv',
+           'Problem', 'problem_task', 'Columns', 'load_custom', 'extract_boxed', 'final_answer', 'Grader', 'is_equiv',
            'generate_problems', 'Agent', 'load_lm', 'load_tokenizer', 'encode_chat', 'add_message_tokens',
            'plan_token_ids', 'tiny_lm', 'train_tokenizer', 'collect', 'generate_messages', 'read_states',
            'AdaptiveProjection', 'HiddenStateProcessor', 'ModelWithInsertedHiddenState', 'Speaker', 'message_embeds',
@@ -37,6 +37,7 @@ from .games.household import game_task, sender_name
 from .games.experts import expert_tasks
 from .maths.problems import Problem, problem_task, Columns, load_custom
 from .maths.boxed import extract_boxed
+from .maths.final import final_answer
 from .maths.grade import Grader, is_equiv
 from .maths.generate import generate_problems
 from .models.lm import Agent, load_lm, load_tokenizer
@@ -89,7 +90,7 @@ _all_ = ['read_game', 'generate_games', 'find_games', 'mixed_games', 'task_type'
          'sender_name', 'expert_tasks']
 
 # %% ../nbs/14_doors/10_all.ipynb #6f08e432
-_all_ = ['Problem', 'problem_task', 'Columns', 'load_custom', 'extract_boxed', 'Grader', 'is_equiv', 'generate_problems']
+_all_ = ['Problem', 'problem_task', 'Columns', 'load_custom', 'extract_boxed', 'final_answer', 'Grader', 'is_equiv', 'generate_problems']
 
 # %% ../nbs/14_doors/10_all.ipynb #f61930b5
 _all_ = ['Agent', 'load_lm', 'load_tokenizer', 'encode_chat', 'add_message_tokens', 'plan_token_ids', 'tiny_lm',

@@ -57,7 +57,7 @@ class AnswerArguments:
     n_samples:int = option(1, 'answers to each question, at a temperature above 0')
     max_new_tokens:int = option(512, 'most tokens of an answer')
     time_limit:float = option(5., 'seconds to compare an answer with the reference; then it is wrong')
-    pattern:str = option('', 'regular expression whose last match (or its first group) is the answer; empty: the last \\boxed{}')
+    pattern:str = option('', 'regular expression whose last match (or its first group) is the answer; empty: the last \\boxed{}, or what the words say')
     workers:int = option(2, 'processes that grade')
 
 EVALUATED = dict(alfworld=(GameData, PlayArguments), math=(MathData, AnswerArguments), custom=(CustomData, AnswerArguments))

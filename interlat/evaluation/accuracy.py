@@ -15,6 +15,7 @@ import pandas as pd
 
 from ..core.basics import *
 from ..core.stats import *
+from ..maths.boxed import *
 from ..maths.answers import *
 from ..maths.grade import *
 from .questions import *
@@ -65,7 +66,8 @@ def _line(rates, part):
         low, high = rate_interval(rates[name])
         row |= {name: rates[name].mean(), f'{name}_low': low, f'{name}_high': high}
     wrong = {v: int((part.verdict == v).sum()) for v in VERDICTS[1:]}
-    return row | wrong | dict(cut_off=int((~part.ended).sum()), tokens=part.tokens.mean())
+    no_box = int((part.answer.notna() & ~part.output.map(lambda text: bool(extract_boxed(text)))).sum())
+    return row | dict(no_box=no_box) | wrong | dict(cut_off=int((~part.ended).sum()), tokens=part.tokens.mean())
 
 def accuracy(
     samples:pd.DataFrame, # rows as `read_answers` gives them
@@ -73,7 +75,7 @@ def accuracy(
 )->pd.DataFrame:
     """Accuracy of each condition, in their order; every question counts, answered or not. Raises `InterlatError` for another `by`.
     Columns: condition, `by`, n (questions), samples, seeds; equivalent and exact with `_low` and `_high`, the 95 % interval,
-    and with several samples pass and majority; counts of what went wrong; mean tokens."""
+    and with several samples pass and majority; no_box, the answers that stood in no box; counts of what went wrong; mean tokens."""
     if by is not None: check_choice(('level', 'task_type'), by=by)
     return _accuracy(samples, question_rates(samples), by)
 

@@ -18,7 +18,7 @@ import pandas as pd
 from ..core.basics import *
 from ..core.tasks import *
 from ..messages.message import *
-from ..maths.boxed import *
+from ..maths.final import *
 from ..maths.grade import *
 from ..models.lm import *
 from ..agents.speaker import *
@@ -74,10 +74,10 @@ def read_answers(
 
 # %% ../../nbs/09_evaluation/06_questions.ipynb #15d00008
 def answer_finder(
-    pattern:str='', # regular expression whose last match is the answer, or its first group; empty: the last box
+    pattern:str='', # regular expression whose last match is the answer, or its first group; empty: the final answer, in a box or without one
 )->Callable: # text -> the answer in it, or None
     "How the answer is found in what an actor wrote. Raises `InterlatError` for a pattern that is none."
-    if not pattern: return extract_boxed
+    if not pattern: return lambda text: final_answer(text).answer
     try: compiled = re.compile(pattern)
     except re.error as e: raise InterlatError(f"pattern {pattern!r} is not a regular expression: {e}") from e
     def find(text):
@@ -90,7 +90,7 @@ def answer_finder(
 class Examination(Answering):
     "How questions are answered and graded. Raises `InterlatError` for numbers that make no sense."
     time_limit:float=5. # seconds to compare an answer with the reference
-    pattern:str='' # regular expression whose last match is the answer, or its first group; empty: the last box
+    pattern:str='' # regular expression whose last match is the answer, or its first group; empty: the final answer, in a box or without one
     workers:int=2 # processes that grade
 
     def __post_init__(self):

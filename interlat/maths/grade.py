@@ -14,9 +14,11 @@ from threading import RLock
 from ..core.basics import *
 from ..core.crew import *
 from .boxed import *
+from .final import *
 from .latex import *
 from .answers import *
 from .values import *
+from .solutions import *
 
 # %% ../../nbs/04_maths/06_grade.ipynb #a07a0005
 VERDICTS = ('graded', 'unanswered', 'unparsable', 'timeout', 'crashed')
@@ -26,7 +28,7 @@ MEMORY = 4*2**30 # address space (bytes) of a worker
 @dataclass(frozen=True)
 class Grade:
     "How an answer was graded."
-    answer:str|None # what was found in the box, None where there was none
+    answer:str|None # what was found in the box or in the words, None where there was nothing
     exact:bool # spelt like the right one
     equivalent:bool # of the same value
     verdict:str # one of `VERDICTS`; all but 'graded' are wrong
@@ -34,15 +36,21 @@ class Grade:
 # %% ../../nbs/04_maths/06_grade.ipynb #a07a0007
 def _wrong(answer, verdict): return Grade(answer, False, False, verdict)
 
+def _bare(gold, answer):
+    "The right answer out of its box, and an answer out of its box or sentence."
+    return extract_boxed(gold) or gold, told(answer)
+
 def _at_once(gold, answer):
     "The `Grade` of an answer if no formula has to be read for it, else None."
     if answer is None or not answer.strip(): return _wrong(answer, 'unanswered')
     if gold == answer: return Grade(answer, True, True, 'graded')
-    if len(answer) > MAX_CHARS or len(gold) > MAX_CHARS: return _wrong(answer, 'unparsable')
-    x, y = read_answer(gold), read_answer(answer)
+    right, given = _bare(gold, answer)
+    if len(given) > MAX_CHARS or len(right) > MAX_CHARS: return _wrong(answer, 'unparsable')
+    x, y = read_answer(right), read_answer(given)
     if same_spelling(x, y): return Grade(answer, True, True, 'graded')
-    u, v = plain_number(x), plain_number(y)
-    return None if u is None or v is None else Grade(answer, False, u == v and not clash(x.unit, y.unit), 'graded')
+    same = same_number(x, y)
+    if same is None or not same and len(readings(right) + readings(given)) > 2: return None
+    return Grade(answer, False, same, 'graded')
 
 def warm(
     state:dict, # of the worker
@@ -55,9 +63,9 @@ def warm(
 def _compare(state, gold, answer):
     "In a worker: the verdict on an answer, and whether it comes to the same as the right one."
     try:
-        x, y = read_answer(gold), read_answer(answer)
-        if same_answer(x, y): return 'graded', True
-        return 'graded' if y.words or readable(take_apart(y.core)) else 'unparsable', False
+        right, given = map(readings, _bare(gold, answer))
+        if any(same_answer(x, y) for x in right for y in given): return 'graded', True
+        return 'graded' if given[0].words or readable(take_apart(given[0].core)) else 'unparsable', False
     except Exception: return 'crashed', False # what SymPy does with garbage has no end of forms; the worker is still good
 
 # %% ../../nbs/04_maths/06_grade.ipynb #a07a000b
@@ -100,10 +108,10 @@ class Grader:
         golds:list[str], # right answers
         texts:list[str], # what a model wrote for each problem
     )->list[Grade]: # one for each problem
-        "Grade what a model wrote: the last box of each text against the right answer."
+        "Grade what a model wrote: the final answer of each text, in a box or without one, against the right answer."
         golds, texts = list(golds), list(texts)
         if len(golds) != len(texts): raise InterlatError(f"{len(texts)} texts for {len(golds)} right answers; give one for each")
-        return self.grade([(gold, extract_boxed(text)) for gold, text in zip(golds, texts)])
+        return self.grade([(gold, final_answer(text).answer) for gold, text in zip(golds, texts)])
 
     def close(self)->None:
         "Stop the workers; new ones start when there is work again."

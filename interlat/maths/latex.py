@@ -26,9 +26,10 @@ _SAME = usual_names(r"""
     \text \mbox \hbox \textbf \textit \textrm \textsf \texttt \textnormal \textup \emph;
     \text \mathrm \mathbf \mathit \mathsf \mathtt \bf \rm \bm \boldsymbol \mathnormal;
     \cdot \times \ast * × · ⋅; \div ÷; - − – —; \pm ±; ^2 ²; ^3 ³; \% %; \circ ° \degree;
-    \ldots \dots \cdots …; \pi π pi; \theta θ; \varphi \phi; \infty ∞ infinity \infinity; \emptyset \varnothing ∅;
-    \cup ∪ \bigcup; \cap ∩; \setminus \backslash;
+    \ldots \dots \cdots …; \pi π pi; \theta θ; \varphi \phi; \infty ∞ infinity \infinity oo inf; \emptyset \varnothing ∅;
+    \cup ∪ \bigcup; \cap ∩; \setminus \backslash \smallsetminus;
     \{ \lbrace; \} \rbrace; [ \lbrack; ] \rbrack; | \vert \lvert \rvert; ~ \quad \qquad \enspace;
+    \exp exp; \arcsin arcsin asin; \arccos arccos acos; \arctan arctan atan;
     \sin sin; \cos cos; \tan tan; \cot cot; \sec sec; \csc csc; \log log; \ln ln""")
 _NOTHING = set(r"""\left \right \mleft \mright \big \Big \bigl \bigr \Bigl \Bigr \bigg \biggl \biggr \Bigg
     \displaystyle \textstyle \scriptstyle \limits \nolimits \! \( \) \[ \] \/ $""".split())
@@ -42,6 +43,7 @@ def _tokens(text):
         token = _SAME.get(token, token)
         if token in _NOTHING: continue
         if token in _SPACE or token.isspace(): yield ' '
+        elif token == r'\exp': yield from 'e^'
         elif token.isascii() and token.isalpha() or token == '^2' or token == '^3': yield from token
         else: yield token
 
@@ -106,11 +108,14 @@ class _Regrouper:
             self.out += [token] if self.out[-1] in ('^', '_') else ['{', token, '}']
             self._end_argument(self.due - 1)
 
+_COLUMNS = re.compile(r'(\\begin *\{(?:array|[a-zA-Z]*matrix)\*?\}) *(?:\[[a-z]\])? *(?:\{[lcr|@ ]*\})?') # `{cc}` says how, not what
+_ROW_GAP = re.compile(r'\\\\ *\[-?[\d.]+ *(?:pt|ex|em|mm|cm)\]')
+
 def regroup(
     text:str, # LaTeX, as somebody typed it
 )->str:
     "The tokens of `text` with braces around each argument of a command and nowhere else; what is open at its end is closed."
-    r = _Regrouper()
+    r, text = _Regrouper(), _COLUMNS.sub(r'\1', _ROW_GAP.sub(r'\\\\', text))
     for token in _tokens(text): r.write(token)
     missing = ['}' for group in r.groups if group.kind not in ('loose', 'round', 'degree')]
     return ''.join(f'{t} ' if len(t) > 2 and t[0] == '\\' else t for t in r.out + missing)
@@ -150,12 +155,12 @@ def enclosed(
 # %% ../../nbs/04_maths/03_latex.ipynb #a06a0005
 class Part(NamedTuple):
     "A part of an answer: its kind, what distinguishes it within its kind, and its own parts."
-    kind:str # 'list', 'set', 'tuple', 'union', 'matrix', 'relation', 'colon', 'verbatim' or 'value'
-    mark:str # brackets, rows, signs of relation, or the expression itself
+    kind:str # 'list', 'set', 'such', 'tuple', 'union', 'minus', 'matrix', 'relation', 'colon', 'verbatim' or 'value'
+    mark:str # brackets, rows, signs of relation, `;` of a list with no commas, or the expression itself
     parts:tuple=()
 
 _RELATION = {'=', '<', '>', r'\le', r'\ge', r'\ne', r'\in', r'\approx', r'\equiv', r'\to', r'\sim', ':', '|'}
-_MATRIX = re.compile(r'\\begin\{([a-zA-Z]*matrix|array)\}(?:\{[lcr|]*\})?(.*)\\end\{\1\}')
+_MATRIX = re.compile(r'(\\\{|[(\[|]?)\\begin\{([a-zA-Z]*matrix|array|cases)\}((?:(?!\\begin).)*)\\end\{\2\}(\\\}|[)\]|]?)')
 
 def _both(s):
     r"Both values of a `\pm`, or the one of an expression without."
@@ -170,13 +175,15 @@ def take_apart(
     "The parts of an answer."
     s = r'(-\infty,\infty)' if s.strip() == r'\mathbb{R}' else s.strip()
     if s in (r'\emptyset', r'\{\}'): return Part('verbatim', r'\emptyset')
-    if not deep or r'\text' in s or re.search(r'[\dA-Z)]_[\d{]|\d\\ \d', s): return Part('verbatim', s)
+    if not deep or r'\text' in s: return Part('verbatim', s)
     inner = lambda pieces: tuple(take_apart(p, deep - 1) for p in pieces)
-    items, commas = cut_at(s, {',', ';'})
-    if commas or r'\pm' in s and not cut_at(s, _RELATION)[1]: return Part('list', '', inner(x for p in items if p for x in _both(p)))
+    items, commas = _items(s)
+    if commas or r'\pm' in s and not cut_at(s, _RELATION)[1]:
+        return Part('list', ';'*({*commas} == {';'}), inner(x for p in items if p for x in _both(p)))
     if m := _MATRIX.fullmatch(s): return _matrix(m, inner)
-    members, cups = cut_at(s, {r'\cup'})
-    if cups: return Part('union', '', inner(members))
+    for mark, kind in ((r'\cup', 'union'), (r'\setminus', 'minus')):
+        members, signs = cut_at(s, {mark})
+        if signs: return Part(kind, '', inner(members))
     if around := enclosed(s):
         opening, within, closing = around
         if opening == r'\{': return _set(s, within, inner)
@@ -187,17 +194,29 @@ def take_apart(
     if colons: return Part('colon', '', inner(times))
     sides, signs = cut_at(s, _RELATION - {':', '|'})
     if signs: return _relation(inner(sides), signs)
-    return Part('verbatim' if re.fullmatch(r'-?[a-df-hj-zA-Z]', s) else 'value', s)
+    to_the_letter = re.search(r'[\dA-Z)]_[\d{]|\d\\ \d', s) or re.fullmatch(r'-?[a-df-hj-zA-Z]', s)
+    return Part('verbatim' if to_the_letter else 'value', s)
+
+def _items(s):
+    "The items of a list; one with semicolons between its groups has groups of equations."
+    groups, semicolons = cut_at(s, {';'})
+    if semicolons and all(len(equations := cut_at(g, {','})[0]) > 1 and all('=' in e for e in equations) for g in groups): return groups, semicolons
+    return cut_at(s, {',', ';'})
 
 def _matrix(m, inner):
-    "A matrix; its parts are its entries, row by row."
-    rows = [cut_at(row, {'&'})[0] for row in cut_at(m[2].strip(), {r'\\'})[0] if row]
-    kind = m[1].replace('bmatrix', 'pmatrix').replace('array', 'pmatrix')
+    "A matrix; its parts are its entries, row by row. A determinant is a value, equations under one brace are a list."
+    opening, name, body, closing = m.groups()
+    rows = [cut_at(row, {'&'})[0] for row in cut_at(body.strip(), {r'\\'})[0] if row]
+    if name == 'cases' or opening == r'\{' and not closing:
+        return Part('list', '', inner(row[0].rstrip(',;') for row in rows)) if all(len(row) == 1 for row in rows) else Part('verbatim', m[0])
+    if opening == '|' == closing or name == 'vmatrix': return Part('value', rf'\begin{{vmatrix}}{body}\end{{vmatrix}}')
+    kind = 'Vmatrix' if name == 'Vmatrix' else 'pmatrix'
     return Part('matrix', f'{kind} {[len(row) for row in rows]}', inner(x for row in rows for x in row))
 
 def _set(s, within, inner):
-    "A set and its members; one that is told by a condition is taken to the letter."
-    if cut_at(within, {':', '|', r'\mid'})[1]: return Part('verbatim', s)
+    "A set and its members, or the condition on them."
+    (_, *conditions), bars = cut_at(within, {':', '|', r'\mid'})
+    if bars: return Part('such', s, inner([r'|'.join(conditions)]))
     return Part('set', '', inner(x for p in cut_at(within, {',', ';'})[0] for x in _both(p)))
 
 def _relation(sides, signs):
