@@ -4,7 +4,7 @@
 
 Writing 32 messages of 64 states with tiny-qwen2 and with a random Qwen2 of 8 layers and width 512, and 2 training steps of each.
 `ratio` is measured over told: the estimator is meant to be right within about a factor of two, no better. Memory is held against
-in nbs/07_training/09_memory.ipynb."""
+in nbs/07_training/10_memory.ipynb."""
 import argparse, json, tempfile, time
 from pathlib import Path
 

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from interlat.training import objective as room
+from interlat.training import fused, objective as room
 from interlat.agents.actor import ModelWithInsertedHiddenState
 from interlat.core.basics import InterlatError
 from interlat.training.losses import KL_DIRECTIONS
@@ -133,17 +133,40 @@ def test_no_gradient_through_the_wrong_message_where_none_is_wanted():
     assert any(not torch.allclose(one[n], both[n], atol=1e-4) for n in one)
 
 
-def test_the_head_sees_supervised_positions_alone_and_a_slice_at_a_time(monkeypatch):
+def test_the_head_sees_supervised_positions_alone_and_a_chunk_at_a_time(monkeypatch):
     a, b = actor(), batch((14, 5, 9), (7, 3, 4))
     seen, said = [], int((b['labels'] != -100).sum())
-    objective = Objective(a)
+    objective, chunks = Objective(a), -(-said//4)
     a.base_model.get_output_embeddings().register_forward_hook(lambda m, i, o: seen.append(o.shape[:-1].numel()))
-    whole = gradient(a, objective(b, torch.zeros(3)))
-    assert seen == [said]*3
-    seen.clear()
-    monkeypatch.setattr(room, 'SLICE', 4*40)
-    assert_close(gradient(a, objective(b, torch.zeros(3))), whole, atol=1e-10, rtol=1e-8)
-    assert max(seen) == 4 and len(seen) == 2*3*-(-said//4), 'forward, and once more in the backward pass'
+    def slopes(known=None):
+        seen.clear()
+        return gradient(a, objective(b, torch.zeros(3), known))
+    whole = slopes((1., .7, .3))
+    assert seen[1:] == [said]*3 and seen[0] == 1, 'a look at what the head consists of, then each reading once'
+    monkeypatch.setattr(fused, 'CHUNK', 4*40)
+    assert_close(slopes((1., .7, .3)), whole, atol=1e-10, rtol=1e-8)
+    assert max(seen) == 4 and len(seen) == 1 + 3*chunks
+    assert_close(slopes(), whole, atol=1e-10, rtol=1e-8)
+    assert len(seen) == 1 + 2*3*chunks, 'weights that were not known cost a second pass'
+
+
+@pytest.mark.parametrize('family, settings', [('qwen2', {}), ('gemma2', dict(head_dim=4, final_logit_softcapping=3.)), ('phi', {}), ('cohere', dict(logit_scale=.3))])
+@pytest.mark.parametrize('tied', [False, True])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_one_pass_through_the_head_is_the_plain_one(family, settings, tied, dtype):
+    "A matrix, a cap, a bias, a scale; bfloat16 to its rounding."
+    a = actor(family, tie_word_embeddings=tied, **settings)
+    plain, door = a.door.logits, a.door
+    targets, readings = torch.arange(30) % 40, [torch.randn(30, 16, generator=torch.Generator().manual_seed(i), dtype=torch.float64) for i in range(3)]
+    def run(f, dtype, weights=(1., .7, .3)):
+        a.base_model.to(dtype).zero_grad()
+        zs = [z.detach().to(dtype).requires_grad_(i < 2) for i, z in enumerate(readings)]
+        sums = f(zs)
+        (sums @ torch.tensor(weights, dtype=sums.dtype)).backward()
+        return [x.double() for x in (sums.detach(), zs[0].grad, zs[1].grad, door.out_table.grad)]
+    exact = run(lambda zs: fused.losses_by_token(*zs, targets, plain).sum(0), torch.float64)
+    found = run(lambda zs: fused.fused_losses(door, targets, zs, (1., .7, .3)), dtype)
+    for x, y in zip(found, exact): assert (x - y).abs().max() <= (1e-5 if dtype == torch.float32 else 3e-2)*y.abs().max()
 
 
 SHARDED = """
