@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from interlat.training import fused, objective as room
 from interlat.agents.actor import ModelWithInsertedHiddenState
 from interlat.core.basics import InterlatError
-from interlat.training.losses import KL_DIRECTIONS
+from interlat.training.losses import KL_DIRECTIONS, js_rows
 from interlat.training.objective import NEGATIVES, Objective, choose_negatives
 from interlat.training.packing import ATTENTION
 
@@ -128,7 +128,7 @@ def test_no_gradient_through_the_wrong_message_where_none_is_wanted():
     head = a.base_model.get_output_embeddings()
     task, _, alignment = room.losses_by_token(z[0], z[1], plan[0], targets, head).sum(0)
     with torch.no_grad(): still = head(z[1]).log_softmax(-1)
-    separation = -room.js_rows(head(z[0]).log_softmax(-1), still).sum()
+    separation = -js_rows(head(z[0]).log_softmax(-1), still).sum()
     assert_close(one, gradient(a, dict(task=task, separation=separation, alignment=alignment)), atol=1e-8, rtol=1e-6)
     assert any(not torch.allclose(one[n], both[n], atol=1e-4) for n in one)
 

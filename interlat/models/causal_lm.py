@@ -62,6 +62,11 @@ class CausalLM:
     @property
     def out_table(self)->Tensor|None: return getattr(self.lm.get_output_embeddings(), 'weight', None) # (V, D) of the head; None: it has no such matrix
     @property
+    def head_matrix(self)->nn.Parameter|None: # (V, D) that is all that the head consists of; None: it is more, or hooks watch it
+        head = self.lm.get_output_embeddings()
+        plain = self.head == 'matrix' and type(head) is nn.Linear and head.bias is None
+        return head.weight if plain and not (head._forward_hooks or head._forward_pre_hooks or hasattr(head, '_hf_hook')) else None
+    @property
     def tied(self)->bool: return self.out_table is self.embedding.weight
 
     def head_parameters(self)->list[nn.Parameter]:

@@ -146,15 +146,9 @@ class _Own:
         for total, part in zip(self.slopes, found): total.add_(part)
         return of_z
 
-def _matrix(door):
-    "The matrix (V, D) that is all that the head consists of; None: it is more, or is watched."
-    head = door.lm.get_output_embeddings()
-    plain = door.head == 'matrix' and type(head) is nn.Linear and head.bias is None
-    return head.weight if plain and not (head._forward_hooks or head._forward_pre_hooks or hasattr(head, '_hf_hook')) else None
-
 def _trained(door, z):
     "The parameters of the head that get a gradient: leaves of the graph from a state to its logits."
-    if (weight := _matrix(door)) is not None: return [weight]*weight.requires_grad
+    if (weight := door.head_matrix) is not None: return [weight]*weight.requires_grad
     with torch.enable_grad(): ways, leaves = [door.logits(z[:1].detach()).grad_fn], {}
     while ways:
         if (way := ways.pop()) is None: continue
@@ -168,7 +162,7 @@ def _one_pass(door, targets, readings, live, of_head, weights, alignment):
     vocab, dtype = sizes(door.lm.config).vocab_size, torch.promote_types(readings[0].dtype, torch.float32)
     rows = min(max(1, CHUNK//vocab), len(targets))
     near = max(1, NEAR//vocab) if targets.device.type == 'cpu' else rows
-    head = _Own(door, of_head, dtype) if (weight := _matrix(door)) is None else _Matrix(weight, dtype)
+    head = _Own(door, of_head, dtype) if (weight := door.head_matrix) is None else _Matrix(weight, dtype)
     losses, slopes, work = [], [torch.empty_like(z) if l else None for z, l in zip(readings, live)], None
     for at in range(0, len(targets), rows):
         part = slice(at, at+rows)

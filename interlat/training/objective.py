@@ -14,7 +14,6 @@ from torch.utils.checkpoint import checkpoint
 from ..core.basics import *
 from ..models.lm import *
 from ..agents.actor import *
-from .losses import *
 from .curriculum import *
 from .packing import *
 from .fused import *
