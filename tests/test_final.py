@@ -65,3 +65,8 @@ def test_the_table_tells_answers_without_a_box_apart():
     some['output'] = [r'\boxed{1}', 'The answer is 1.', r'It is 2, not \boxed{}.', 'Well.']
     row = accuracy(some).iloc[0]
     assert (row.n, row.equivalent, row.no_box, row.unanswered) == (4, .5, 2, 1)
+
+
+@pytest.mark.parametrize('text, found', [(r'<think>Is it \boxed{4}?</think>The answer is 5.', ('5', False)), (r'<think>\boxed{4}</think> So \boxed{5}.', ('5', True)),
+                                         (r'<think>\boxed{4}</think> As I said above.', ('4', True)), (r'<think>\boxed{4}</think>', ('4', True))])
+def test_what_stands_behind_the_thoughts_comes_first(text, found): assert final_answer(text) == found

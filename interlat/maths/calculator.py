@@ -15,7 +15,7 @@ _CALLS = { # name -> LaTeX from the arguments
     'interval': '[%s, %s]', 'interval.open': '(%s, %s)', 'interval.lopen': '(%s, %s]', 'interval.ropen': '[%s, %s)',
     'eq': '%s = %s', 'ne': r'%s \ne %s', 'lt': '%s < %s', 'le': r'%s \le %s', 'gt': '%s > %s', 'ge': r'%s \ge %s'}
 _MANY = {'union': (r' \cup ', '%s'), 'finiteset': (', ', r'\{%s\}'), 'tuple': (', ', '(%s)')} # name -> what stands between its arguments, and around them
-_names = '|'.join(map(re.escape, sorted([*_CALLS, *_MANY, 'matrix'], key=len, reverse=True)))
+_names = '|'.join(map(re.escape, sorted([*_CALLS, *_MANY, 'matrix', 'log'], key=len, reverse=True)))
 _CALL = re.compile(rf'(?<![\\a-zA-Z.])({_names})\(', re.I)
 
 def _arguments(text):
@@ -36,6 +36,7 @@ def _matrix(rows):
 def _called(name, arguments):
     "A call in LaTeX; None for one with other arguments than it takes."
     if name == 'matrix': return _matrix(arguments[0]) if len(arguments) == 1 else None
+    if name == 'log': return r'\log_{%s}(%s)' % (*arguments[::-1],) if len(arguments) == 2 else None # of a number, to a base
     if name in _MANY:
         between, around = _MANY[name]
         return around % between.join(arguments)

@@ -93,12 +93,13 @@ def _unboxed(text):
 def final_answer(
     text:str|None, # what a model wrote
 )->Final:
-    "The answer of a text: what its last box holds that holds something, or else what its words say."
+    "The answer of a text, behind its thoughts if it is there: what its last box holds that holds something, or else what its words say."
+    said = _THOUGHT.split(text or '')[-1]
+    if said != text and (found := final_answer(said)).answer: return found
     held = extract_boxed(text)
     if held: return Final(held, True)
     if not text or held is None and re.search(r'\\(?:boxed|fbox)(?![a-zA-Z])', text): return Final(held, held is not None)
-    said = _NEXT_TURN.split(_THOUGHT.split(text)[-1], maxsplit=1)[0]
-    found = _unboxed(said[-4000:])
+    found = _unboxed(_NEXT_TURN.split(said, maxsplit=1)[0][-4000:])
     return Final(held, held is not None) if found is None else Final(found, False)
 
 def told(
