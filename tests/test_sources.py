@@ -47,8 +47,8 @@ def test_a_file_is_read_as_the_command_line_is(tmp_path):
     assert given(tmp_path, 'model_name_or_path: m\nsplit:\n')[1].split is None
 
 
-@pytest.mark.parametrize('text,match', [('num_problems: many', "a.yaml: num_problems is 'many'; wanted an integer"), ('n_samples: 1.5', 'n_samples is 1.5; wanted an integer'), ('n_samples: yes', 'n_samples is True; wanted an integer'),
-    ('temperature: hot', "temperature is 'hot'; wanted a number"), ('temperature: yes', 'temperature is True; wanted a number'), ('temperature: [1]', r'temperature is \[1\]; wanted a number'), ('private: maybe', "private is 'maybe'; wanted yes or no"),
+@pytest.mark.parametrize('text,match', [('num_problems: many', "a.yaml: num_problems is 'many'; wanted an integer"), ('n_samples: 1.5', 'n_samples is 1.5; wanted an integer'), ('n_samples: true', 'n_samples is True; wanted an integer'), ('n_samples: yes', "n_samples is 'yes'; wanted an integer"),
+    ('temperature: hot', "temperature is 'hot'; wanted a number"), ('temperature: true', 'temperature is True; wanted a number'), ('temperature: yes', "temperature is 'yes'; wanted a number"), ('temperature: [1]', r'temperature is \[1\]; wanted a number'), ('private: maybe', "private is 'maybe'; wanted yes or no"),
     ('num_games: 3', 'num_games'), ('limit: {a: 1}', 'num_problems is .*; wanted an integer'), (': :', 'a.yaml')])
 def test_what_is_wrong_in_a_file_is_named(tmp_path, text, match):
     with pytest.raises(InterlatError, match=match): given(tmp_path, f'model_name_or_path: m\n{text}\n')
@@ -99,3 +99,7 @@ def test_overlaps_with_what_was_trained_on_are_told(tmp_path):
     assert MathData(data_path=str(tmp_path), split='test').overlap().startswith('2 of the 9 problems of test stand in train (14 problems): ')
     assert MathData(split='test', num_problems=3, against=str(tmp_path)).overlap().startswith('none of the 3 problems of test stands in')
     with pytest.raises(InterlatError, match='nowhere'): MathData(split='test', num_problems=3, against='nowhere').overlap()
+
+
+def test_what_a_file_lacks_is_named(tmp_path):
+    with pytest.raises(InterlatError, match='a.yaml lacks model_name_or_path; see'): given(tmp_path, 'n_samples: 3')

@@ -100,6 +100,8 @@ def _from_file(parser, path):
         given = read_yaml(check_file(path, 'argument file').read_text(encoding='utf-8'), path)
         if not isinstance(given, dict): raise InterlatError(f"{path} must hold names and values, found {given!r:.80}")
         own = {other.get(name, name): value for name,value in given.items()}
+        lacks = [a.dest for a in parser._actions if a.required and a.dest not in own]
+        if lacks: raise InterlatError(f"{path} lacks {', '.join(lacks)}; see {parser.prog} --help")
         return parser.parse_dict({name: _fit(kinds.get(name), f'{path}: {name}', value) for name,value in own.items()})
     except InterlatError: raise
     except (ValueError, TypeError, AttributeError, ImportError, OSError) as e: raise InterlatError(f"{path}: {e}") from e

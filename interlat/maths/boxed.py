@@ -85,13 +85,13 @@ _PAUSE = re.compile(r'(?:\\text[a-z]*|\\mbox|\\mathrm|\\q?quad|\\[,;:!() \[\]]|[
 _TURNS = set("""wait no not actually instead but rather so then thus hence therefore correct corrected should which gives equivalently that is
     are equals equal approximately about simplified simplifies hmm oops sorry mistake finally again answer we i it""".split())
 _BETWEEN = re.compile(r"""(?:(?P<before>[a-z()\s-]*?)\s*)?(?:[,;]|\b(?:and|or)\b)(?:\s*(?:and|or)\b)?\s*(?P<after>[a-z()\s-]*?)\s*
-    (?:(?:[a-z]+|\\[a-z]+|\|[a-z]+\||[a-z]+\([a-z\d]+\))(?:_\w+)?\s*(?:=|:|\\in))?\s*""", re.X | re.I)
+    (?:(?P<name>[a-z]+|\\[a-z]+|\|[a-z]+\||[a-z]+\([a-z\d]+\))(?:_\w+)?\s*(?:=|:|\\in))?\s*""", re.X | re.I)
 
 def _joined(between):
     "Whether what stands between two boxes makes one answer of them."
     if len(between) > 120 or re.search(r'\n\s*\n', between): return False
     m = _BETWEEN.fullmatch(_PAUSE.sub(' ', re.sub(r'_\{(\w+)\}', r'_\1', between)).strip())
-    words = _WORD.findall(f"{m['before'] or ''} {m['after']}".lower()) if m else []
+    words = _WORD.findall(f"{m['before'] or ''} {m['after']} {m['name'] or ''}".lower()) if m else []
     return m is not None and len(words) <= 5 and not _TURNS & {*words}
 
 _ONE_BACKSLASH, _TWO_BACKSLASHES = re.compile(r'(?<!\\)(?:\\\\)*\\[a-zA-Z]'), re.compile(r'\\\\(?=[a-zA-Z]{2})')
