@@ -2,7 +2,7 @@
 import math
 from dataclasses import replace
 import pytest, torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 from interlat.core.basics import InterlatError, short_list
 from interlat.messages.message import LatentMessage
 from interlat.messages.perturb import VARIANTS, haar, mean_pool, perturb, random_rot
@@ -109,6 +109,7 @@ shapes = st.one_of(*(st.tuples(rows, st.integers(2, 48)) for rows in (st.integer
 
 @settings(max_examples=60, deadline=None)
 @given(shapes, st.integers(0, 2**20), st.floats(0, 20), st.floats(.01, 100))
+@example((3, 3), 0, 17., 1.)
 def test_rotation_preserves_moments_of_any_message(shape, seed, offset, scale):
     "To 1e-4 of the largest entry in float32, whatever the shape (L < D, L > D), the size of the numbers and how far off-centre they are."
     g = gen(seed)
@@ -120,6 +121,16 @@ def test_rotation_preserves_moments_of_any_message(shape, seed, offset, scale):
     mean, cov = h.mean(0), h.T.cov()
     assert (out.double().mean(0) - mean).abs().max() <= 1e-4*mean.abs().max()
     assert (out.double().T.cov() - cov).abs().max() <= 1e-4*cov.abs().max()
+
+@pytest.mark.parametrize('seed', range(20))
+@pytest.mark.parametrize('offset', (0., 1e2, 1e4))
+def test_rotation_of_a_message_in_few_directions_far_from_the_origin(offset, seed):
+    "What rounding leaves of the mean is no direction to rotate with."
+    g = gen(seed)
+    h = torch.randn(12, 2, generator=g, dtype=torch.float64) @ torch.randn(2, 6, generator=g, dtype=torch.float64) + offset*torch.randn(6, generator=g, dtype=torch.float64)
+    out = perturb(LatentMessage(h, [0]*12, '', 't', 's'), 'random_rot', generator=g).h
+    assert (out.mean(0) - h.mean(0)).abs().max() <= 1e-12*(1 + offset) and (out.T.cov() - h.T.cov()).abs().max() <= 1e-11*(1 + offset)
+    assert torch.linalg.matrix_rank(out - out.mean(0), atol=1e-9*(1 + offset)) == 2
 
 @settings(max_examples=25, deadline=None)
 @given(st.sampled_from([(4, 9), (10, 3), (6, 5), (2, 4)]), st.integers(0, 2**20), st.sampled_from(NOISY[:-1]))

@@ -57,11 +57,12 @@ def project(
     x = as_cloud(x)
     if len(x) < 4: raise InterlatError(f"a map needs at least 4 messages, found {len(x)}")
     if x.shape[1] < 2: raise InterlatError(f"a map needs vectors of at least 2 numbers, found {x.shape[1]}")
-    if method == 'umap': return _umap(x.astype(np.float32), seed, progress), ('UMAP 1', 'UMAP 2')
+    names = ('UMAP 1', 'UMAP 2') if method == 'umap' else ('principal component 1', 'principal component 2')
+    if not np.ptp(x, axis=0).any(): return np.zeros((len(x), 2)), names # one point, where UMAP would draw a cloud
+    if method == 'umap': return _umap(x.astype(np.float32), seed, progress), names
     from sklearn.decomposition import PCA
-    if not np.ptp(x, axis=0).any(): return np.zeros((len(x), 2)), ('principal component 1', 'principal component 2') # one point
     pca = PCA(2, svd_solver='full').fit(x)
-    return pca.transform(x), tuple(f"principal component {i} ({r:.0%} of variance)" for i, r in enumerate(pca.explained_variance_ratio_, 1))
+    return pca.transform(x), tuple(f"{name} ({r:.0%} of variance)" for name, r in zip(names, pca.explained_variance_ratio_))
 
 def _umap(x, seed, progress):
     "UMAP (McInnes et al. 2018) on exact neighbours."

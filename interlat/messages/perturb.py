@@ -74,7 +74,8 @@ def random_rot(
     "The message rotated at random in its own whitened row space: mean and covariance stay, content does not."
     mean, x = _centre(message)
     u, s, vt = torch.linalg.svd(x, full_matrices=False)
-    rank = int((s > s[0] * max(x.shape) * torch.finfo(s.dtype).eps).sum())
+    rounding = torch.finfo(s.dtype).eps * max(x.shape) * max(s[0], mean.norm()) # of taking the mean away, too
+    rank = min(int((s > rounding).sum()), len(x)-1)
     return mean + (len(x)-1)**0.5 * (u[:, :rank] @ haar(rank, generator) * s[:rank]) @ vt[:rank]
 
 # %% ../../nbs/02_messages/08_perturb.ipynb #f1c5d002
