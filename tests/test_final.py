@@ -53,7 +53,9 @@ def test_a_sentence_gives_its_answer(sentence, value):
 def test_any_text_has_an_answer_or_none(text):
     answer, boxed = final_answer(text)
     assert answer is None or isinstance(answer, str) and (boxed or answer.strip()) and isinstance(told(text), str)
-    assert boxed == (extract_boxed(text) is not None and answer == extract_boxed(text))
+    behind = text.split('</think>')[-1]
+    box = extract_boxed(behind if final_answer(behind).answer else text)
+    assert boxed == (box is not None and answer == box)
 
 
 def test_what_is_no_sentence_stays():
@@ -65,8 +67,10 @@ def test_the_table_tells_answers_without_a_box_apart():
     some['output'] = [r'\boxed{1}', 'The answer is 1.', r'It is 2, not \boxed{}.', 'Well.']
     row = accuracy(some).iloc[0]
     assert (row.n, row.equivalent, row.no_box, row.unanswered) == (4, .5, 2, 1)
+    some['output'] = [r'\boxed{1}', r'<think>\boxed{7}</think>The answer is 1.', r'It is 2, not \boxed{}.', 'Well.']
+    assert accuracy(some).iloc[0].no_box == 2, 'a box in a thought is none'
 
 
 @pytest.mark.parametrize('text, found', [(r'<think>Is it \boxed{4}?</think>The answer is 5.', ('5', False)), (r'<think>\boxed{4}</think> So \boxed{5}.', ('5', True)),
-                                         (r'<think>\boxed{4}</think> As I said above.', ('4', True)), (r'<think>\boxed{4}</think>', ('4', True))])
+                                         (r'<think>\boxed{4}</think> As I said above.', ('4', True)), (r'<think>\boxed{4}</think>', ('4', True)), (r'\boxed{4}</think>4', ('4', False))])
 def test_what_stands_behind_the_thoughts_comes_first(text, found): assert final_answer(text) == found

@@ -15,7 +15,7 @@ import pandas as pd
 
 from ..core.basics import *
 from ..core.stats import *
-from ..maths.boxed import *
+from ..maths.final import *
 from ..maths.answers import *
 from ..maths.grade import *
 from .questions import *
@@ -66,7 +66,7 @@ def _line(rates, part):
         low, high = rate_interval(rates[name])
         row |= {name: rates[name].mean(), f'{name}_low': low, f'{name}_high': high}
     wrong = {v: int((part.verdict == v).sum()) for v in VERDICTS[1:]}
-    no_box = int((part.answer.notna() & ~part.output.map(lambda text: bool(extract_boxed(text)))).sum())
+    no_box = int((part.answer.notna() & ~part.output.map(lambda text: final_answer(text).boxed)).sum())
     return row | dict(no_box=no_box) | wrong | dict(cut_off=int((~part.ended).sum()), tokens=part.tokens.mean())
 
 def accuracy(

@@ -194,12 +194,9 @@ class _Losses(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, weighed):
         (door, weights, alignment, n), (targets, *tensors), now = ctx.asked, ctx.saved_tensors, weighed.tolist()
-        scale = _ratio(now, weights)
-        if scale is not None: slopes = [None if s is None else s*scale for some in ctx.slopes for s in some]
-        else:
-            _, *slopes = _one_pass(door, targets, tensors[:n], ctx.live, tensors[n:], now, alignment)
-            slopes = sum(slopes, [])
-        return (None,)*5 + tuple(None if s is None else s.to(t.dtype) for s, t in zip(slopes, tensors))
+        scale, slopes = _ratio(now, weights), ctx.slopes
+        if scale is None: scale, (_, *slopes) = 1., _one_pass(door, targets, tensors[:n], ctx.live, tensors[n:], now, alignment)
+        return (None,)*5 + tuple(None if s is None else (s*scale).to(t.dtype) for s, t in zip(sum(slopes, []), tensors))
 
 def fused_losses(
     door:CausalLM, # the model that read
