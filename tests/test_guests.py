@@ -24,9 +24,9 @@ def games(tmp_path_factory):
 
 
 @pytest.mark.parametrize('family', GUESTS)
-def test_a_guest_goes_the_whole_way(family, games, tmp_path):
+def test_a_guest_goes_the_whole_way(family, games, tmp_path, caplog):
     if family not in FAMILIES: pytest.skip(f'this transformers has no {family}')
-    logging.getLogger('interlat').setLevel(logging.ERROR) # that some ways are slow
+    caplog.set_level(logging.ERROR, 'interlat') # that some ways are slow
     tokenizer = load_tokenizer('tiny-qwen2')
     lm = family_lm(family, vocab=len(tokenizer))
     for config in (lm.config, lm.config.get_text_config(decoder=True)): config.max_position_embeddings = 1024
