@@ -7,9 +7,8 @@ Some four minutes on two quiet cores. The folder `--out` gets compress_latency.c
 Latency, from the prompt to the actor's next-token logits. One sender (`--model`, in float32) says the same prompts in `--tokens` tokens (its end token
 never comes) or in K latent steps; then an actor of the same kind adapts the states and reads the first turn of its conversation with them inside, in one
 pass. All ways are run by turns.
-- `full: write, read` is `generate_messages`: the plan is written, and its states are read in one more pass.
-- `full: write` leaves this pass out, as if the states were kept while the plan is written, at no cost. `faster` compares with the faster of these two.
-- `full: bare loop` keeps them: the sender's passes, one position each after the prompt, the argmax of the logits, and nothing else. `than the loop` compares with it.
+- `full: write` is `generate_messages`: the plan is written, and its states are kept meanwhile. `faster` compares with it.
+- `full: bare loop` does no more than it must: the sender's passes, one position each after the prompt, the argmax of the logits. `than the loop` compares with it.
 - `bare` is the same for latent steps: K + 1 passes and nothing else.
 The floors say what `faster` would be if each of the sender's passes took the same time (`in passes`), and if latent steps cost no more than `bare` ones.
 
@@ -33,7 +32,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 from interlat.agents.actor import ModelWithInsertedHiddenState
 from interlat.games.generate import generate_games
 from interlat.models.sampling import end_token_ids, pad_left
-from interlat.agents.collect import generate_messages, write_plans
+from interlat.agents.collect import generate_messages
 from interlat.core.basics import InterlatError, cli, set_seed, write_atomic
 from interlat.compression.distill import Distillation
 from interlat.games.household import game_task
@@ -61,16 +60,11 @@ class Talk:
         head.bias.data[end_token_ids(self.sender)] = -torch.inf # the plan does not end
         with tempfile.TemporaryDirectory() as folder: tasks = [game_task(f) for f in generate_games(folder, n, 'valid_seen')]
         self.prompts, self.chats = [t.prompt for t in tasks], [encode_chat(self.tok, t.turns[:1], add_generation_prompt=True) for t in tasks]
-        self.kept = [h for h,_,_ in generate_messages(self.sender, self.prompts, tokens)]
-        if (found := {len(h) for h in self.kept}) != {tokens}: raise RuntimeError(f'the sender wrote {found} tokens, wanted {tokens}')
+        if (found := {len(h) for h in self.write()}) != {tokens}: raise RuntimeError(f'the sender wrote {found} tokens, wanted {tokens}')
 
     def ids(self): return [encode_chat(self.tok, p, add_generation_prompt=True).input_ids for p in self.prompts]
 
-    def write_read(self): return torch.stack([h for h,_,_ in generate_messages(self.sender, self.prompts, self.tokens)])
-
-    def write(self):
-        write_plans(self.sender, self.ids(), self.tokens)
-        return torch.stack(self.kept)
+    def write(self): return torch.stack([h for h,_,_ in generate_messages(self.sender, self.prompts, self.tokens)])
 
     def reason(self, K): return latent_reason(self.student, self.ids(), K)
 
@@ -110,22 +104,22 @@ def clock(talk, way):
 def latency(model='tiny-qwen2', tokens=444, Ks=(8, 16, 32, 64, 128), batch=1, runs=5):
     "A row for each way to say something: seconds, passes, and how much faster than the full message."
     talk = Talk(model, tokens, batch)
-    full = {'full: write, read': talk.write_read, 'full: write': talk.write, 'full: bare loop': partial(talk.bare, tokens, True)}
+    full = {'full: write': talk.write, 'full: bare loop': partial(talk.bare, tokens, True)}
     ways = [*((n, tokens, w) for n,w in full.items()), *((n, K, w) for K in Ks for n,w in (('latent', partial(talk.reason, K)), ('bare', partial(talk.bare, K+1))))]
     with torch.no_grad(): passes = [talk.passes(w) for _,_,w in ways] # warms up, too
     found = list(zip(*([clock(talk, w) for _,_,w in ways] for _ in range(runs))))
     rows = [dict(batch=batch, way=n, states=k, passes=p, made=statistics.median(x[0] for x in s), seconds=statistics.median(x[1] for x in s), least=min(x[1] for x in s),
                  most=max(x[1] for x in s)) for (n,k,_),p,s in zip(ways, passes, found)]
-    best, loop, bare = min(rows[:2], key=lambda r: r['seconds']), rows[2], {r['states']: r for r in rows if r['way'] == 'bare'}
+    best, loop, bare = *rows[:2], {r['states']: r for r in rows if r['way'] == 'bare'}
     for r in (r for r in rows if r['way'] == 'latent'):
         r.update(faster=best['seconds']/r['seconds'], faster_than_loop=loop['seconds']/r['seconds'], floor_passes=best['passes']/r['passes'], floor_bare=best['seconds']/bare[r['states']]['seconds'])
     shape = '{num_hidden_layers} layers, width {hidden_size}, {vocab_size:,} tokens'.format(**talk.lm.config.to_dict())
     prompt, chat = (statistics.mean(map(len, x)) for x in (talk.ids(), [c.input_ids for c in talk.chats]))
-    return dict(model=f'{model}, {shape}', batch=batch, prompt=prompt, chat=chat, best=best['way'], rows=rows)
+    return dict(model=f'{model}, {shape}', batch=batch, prompt=prompt, chat=chat, rows=rows)
 
 
 def show_latency(r):
-    print(f"\n{r['model']}; batch {r['batch']}, prompts of {r['prompt']:.0f} tokens, conversations of {r['chat']:.0f}; the faster full message is `{r['best']}`")
+    print(f"\n{r['model']}; batch {r['batch']}, prompts of {r['prompt']:.0f} tokens, conversations of {r['chat']:.0f}")
     print(f"{'':18}{'states':>7}{'passes':>8}{'seconds':>10}{'least':>9}{'most':>9}{'made in':>9}{'faster':>9}{'than the loop':>15}{'floor in passes':>17}{'floor bare':>12}")
     for row in r['rows']:
         times = ' '.join(f'{row[k]:8.4f}' for k in ('seconds', 'least', 'most', 'made'))

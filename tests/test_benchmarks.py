@@ -57,6 +57,18 @@ def test_store_against_nested_lists(capsys, tmp_path):
     assert 'faster' in capsys.readouterr().out
 
 
+def test_collecting_against_the_way_that_reads_twice(capsys, tmp_path):
+    if not Path('/proc/self/clear_refs').exists(): pytest.skip('needs /proc')
+    bench = script('collect')
+    bench.main(['--model', 'tiny-qwen2', '--n', '3', '--tokens', '5', '--batch', '2', '--out', str(tmp_path/'collect.json')])
+    result = json.loads((tmp_path/'collect.json').read_text())
+    assert [r['side'] for r in result['rows']] == ['ours', 'twice'] and all(r['messages'] == 3 and r['seconds'] > 0 for r in result['rows'])
+    assert result['apart'] < 1e-5 and 'the same words' in capsys.readouterr().out
+    h = bench.torch.ones(2, 3)
+    for name, words in zip(bench.SIDES, ([4, 5], [4, 6])): bench.torch.save([(h, words)], tmp_path/f'{name}.pt')
+    with pytest.raises(RuntimeError, match='the sides wrote different words'): bench.same(tmp_path)
+
+
 def test_training_step_against_the_plain_one():
     if not Path('/proc/self/clear_refs').exists(): pytest.skip('needs /proc')
     result = script('train').measure(300, steps=2, turns=1)
@@ -67,10 +79,10 @@ def test_training_step_against_the_plain_one():
 def test_compressed_message_takes_fewer_passes():
     result = script('compress').latency(tokens=12, Ks=(3, 5), batch=2, runs=1)
     rows = {(r['way'], r['states']): r for r in result['rows']}
-    assert [rows[w, 12]['passes'] for w in ('full: write, read', 'full: write', 'full: bare loop')] == [13, 12, 12]
+    assert [rows[w, 12]['passes'] for w in ('full: write', 'full: bare loop')] == [12, 12]
     assert [rows[w, K]['passes'] for K in (3, 5) for w in ('latent', 'bare')] == [4, 4, 6, 6]
     assert all(0 < r['made'] < r['least'] <= r['seconds'] <= r['most'] for r in rows.values())
-    assert rows['latent', 5]['floor_passes'] in (13/6, 2) and rows['latent', 5]['faster'] > 0
+    assert rows['latent', 5]['floor_passes'] == 2 and rows['latent', 5]['faster'] > 0
 
 
 def test_students_step_against_the_plain_one(capsys, tmp_path):

@@ -5,8 +5,12 @@ import pytest, torch
 from transformers import AutoModelForCausalLM, MistralConfig
 
 import cast
-import interlat.models.cache
-from interlat.models.sampling import greedy_config, through_end
+import interlat.models.cache, interlat.models.decoding
+from interlat.core.basics import InterlatError
+from interlat.models.causal_lm import causal_lm
+from interlat.models.decoding import write_states
+from interlat.models.families import FAMILIES, family_lm
+from interlat.models.sampling import greedy_config, pad_left, through_end
 from interlat.models.lm import *
 from interlat.models.cache import *
 from interlat.agents.speaker import *
@@ -43,9 +47,9 @@ def anew(actor, tok, seat, max_new_tokens):
 @pytest.mark.parametrize('seed', range(3))
 def test_whoever_comes_and_goes(actor, seed, monkeypatch):
     model, tok = actor
-    rng, speaker, ahead = random.Random(seed), Speaker(Agent(model, tok), max_new_tokens=7), []
-    look = interlat.models.cache._ahead
-    monkeypatch.setattr(interlat.models.cache, '_ahead', lambda *a: ahead.append(look(*a, worth=16)) or ahead[-1])
+    rng, speaker, pieces = random.Random(seed), Speaker(Agent(model, tok), max_new_tokens=7), []
+    cut = interlat.models.cache._pieces
+    monkeypatch.setattr(interlat.models.cache, '_pieces', lambda lengths, *a: pieces.append(cut(lengths, 128, 8)) or pieces[-1])
     seats = [guest(tok, rng, i) for i in range(4)]
     for turn in range(8):
         expected = [anew(model, tok, s, 7) for s in seats]
@@ -56,7 +60,7 @@ def test_whoever_comes_and_goes(actor, seed, monkeypatch):
         rng.shuffle(seats)
         seats = seats[rng.randint(0, 2):] + [guest(tok, rng, 100*turn + i) for i in range(rng.randint(0, 2))]
         if not seats: seats = [guest(tok, rng, 999)]
-    assert any(ahead), 'no row was ever read ahead'
+    assert max(map(len, pieces)) > 2, 'all rows were always read together'
 
 
 def test_each_token_is_computed_once(actor):
@@ -88,3 +92,41 @@ def test_a_sliding_window_is_read_anew(actor):
         for s, said in zip(seats, expected):
             s.chat.add(dict(role='assistant', content=said))
             s.chat.add(dict(role='user', content='go on'))
+
+
+KEPT = { # family -> how it writes while its states are kept
+    'qwen2': 'holes', 'gpt2': 'holes', 'mistral': 'steps', 'gemma3': 'steps', 'qwen3_5_text': 'generate', 'bamba': 'generate', 'falcon_h1': 'generate', 'roberta': 'again'}
+IN_FLOAT32 = 'qwen3_5_text', 'bamba', 'falcon_h1' # a part of them, whatever they are loaded in
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('family', KEPT)
+def test_states_are_kept_as_their_tokens_are_written(family, monkeypatch):
+    "Against each row alone, read from its first token for every token; with ends, which rows leave at, and without."
+    if family not in FAMILIES: pytest.skip(f'this transformers has no {family}')
+    monkeypatch.setattr(interlat.models.cache, 'READ_AT_ONCE', ((16, 2), (16, 2))) # so that prompts are read in pieces
+    lm = family_lm(family).double()
+    door, rng = causal_lm(lm), random.Random(0)
+    prompts = [[rng.choice(door.plain_ids) for _ in range(n)] for n in (9, 3, 12, 4, 10)]
+    vectors = KEPT[family] == 'generate' and door.once('writing from vectors', lambda: interlat.models.decoding._try_generate(lm, True), '') == 'loop'
+    def slow(row, most, ends, layer):
+        ids = torch.tensor(row)
+        while len(ids) < len(row) + most and (len(ids) == len(row) or int(ids[-1]) not in ends):
+            ids = torch.cat([ids, door.logits(door.read(door.embed(ids[None]), ids[None])[0,-1]).argmax()[None]])
+        return ids[len(row):].tolist(), door.read(door.embed(ids[None]), ids[None], layer=layer)[0,len(row)-1:-1]
+    ends = [slow(prompts[i], 3, [], -1)[0][-1] for i in (0, 1, 2)]
+    (ids, mask), way = pad_left(prompts, door.stand_in), way_on(lm)
+    for asked in (dict(ends=[], layer=-1), dict(ends=ends, layer=-1), dict(ends=ends, layer=1)):
+        for embeds in (None, door.embed(ids)*mask[...,None]):
+            if embeds is not None and vectors: continue
+            found = zip(*write_states(lm, ids, mask, embeds, max_new_tokens=6, **asked))
+            for (y, z), (wanted, h) in zip(found, (slow(p, 6, **asked) for p in prompts), strict=True):
+                assert y == wanted
+                assert cast.apart(z, h) < (1e-4 if family in IN_FLOAT32 else 1e-9)
+    assert KEPT[family] == ('generate' if way == 'again' and door.found['writing from ids'][0] == 'generate' else way)
+
+
+def test_a_layer_that_cannot_be_kept_is_refused():
+    if 'deepseek_v4' not in FAMILIES: pytest.skip('this transformers has no deepseek_v4')
+    ids = torch.tensor([[5, 9, 13]])
+    with torch.no_grad(), pytest.raises(InterlatError, match='layer 1 of .* has states of shape .*; use -1, the last one'): write_states(family_lm('deepseek_v4'), ids, torch.ones_like(ids), layer=1)

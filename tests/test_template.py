@@ -287,13 +287,13 @@ def test_a_trained_actor_keeps_its_date(tmp_path):
 
 def test_a_store_keeps_the_date_of_its_prompts(tmp_path, other_day):
     tok = tokenizer('llama')
-    sender, tasks = Agent(cast.lm(tok), tok), [Task(f't{i}', 'a', [user(f'where is mug {i}?')]) for i in range(4)]
+    sender, tasks = Agent(cast.lm(tok).double(), tok), [Task(f't{i}', 'a', [user(f'where is mug {i}?')]) for i in range(4)]
     def go_on(n, path='store'): return collect(sender, tasks[:n], MessageStore(tmp_path/path, 's'), max_new_tokens=3, progress=False)
     go_on(2)
     assert json.loads((tmp_path/'store/prompts.json').read_text()) == dict(chat_date=CHAT_DATE)
     other_day()
     whole, again = go_on(4), go_on(4, 'at once')
-    assert all(torch.equal(a.h, again[a.task_id].h) for a in whole)
+    assert all(a.token_ids == again[a.task_id].token_ids and cast.apart(a.h, again[a.task_id].h) < 1e-12 for a in whole) # in batches of 2 and of 4
     set_chat_date(tok, '2025-12-31')
     with pytest.raises(InterlatError, match=r'say 2024-07-26, those of this sender 2025-12-31; give the sender the date 2024-07-26 \(--chat_date\), or use'): go_on(4)
     (tmp_path/'store/prompts.json').unlink() # as earlier versions left it

@@ -11,12 +11,10 @@ import json, os
 from collections import Counter
 from contextlib import contextmanager
 from datetime import timedelta
-from functools import partial
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import LogitsProcessorList
 
 from ..core.basics import *
 from ..core.tasks import *
@@ -46,24 +44,28 @@ def check_prompts(
 
 @torch.no_grad()
 def write_plans(
-    sender:Agent, # a causal language model in eval mode
+    sender:Agent, # a causal language model in eval mode, width D
     prompts:list[list[int]], # token ids of each prompt
     max_new_tokens:int=LONGEST_PLAN, # most tokens of a plan, the end token included
     temperature:float=0., # 0: the most probable token each time
     seeds:list[int]|None=None, # one a prompt, needed if the temperature is not 0
-    write=None, # function of ids (B, T), their mask and settings: the new ids (B, N); None: `write_on`
-)->list[list[int]]: # ids of each plan, its end token included if it came to one
+    layer:int=-1, # as in `read_states`
+    inside=None, # function of ids (B, T) and their mask: what is read in their place, see `Spliced`; None: the prompts
+)->list[tuple]: # of each prompt: states (L, D) on the CPU and L token ids, the end token included if the plan came to one
     "Continue each prompt, in one batch. Raises `InterlatError` for a bad temperature or length, missing seeds, or a prompt too long for it."
     check_range(1, max_new_tokens=max_new_tokens)
     check_range(0, temperature=temperature)
     if temperature and len(seeds or []) != len(prompts):
         raise InterlatError(f"sampling needs a seed for each of the {len(prompts)} prompts, found {len(seeds or [])}")
-    model, config = sender.model, greedy_config(sender, max_new_tokens)
+    model = sender.model
     check_window(model.config, max(map(len, prompts), default=0), 0, max_new_tokens, 'a prompt')
-    ids, mask = pad_left(prompts, config.pad_token_id, model.device)
-    sampler = LogitsProcessorList([RowSampler(temperature, seeds)] if temperature else [])
-    new = (write or partial(write_on, model))(ids, mask, generation_config=config, logits_processor=sampler)
-    return [through_end(row, config.eos_token_id) for row in new.tolist()]
+    (ids, mask), embeds = pad_left(prompts, sender.tokenizer.pad_token_id or 0, model.device), None
+    if inside is not None: ids, mask, embeds = (s := inside(ids, mask)).input_ids, s.attention_mask, s.embeds
+    how = dict(choose=RowSampler(temperature, seeds).draw) if temperature else {}
+    watched = layer if layer == -1 or causal_lm(model).layers else -1
+    plans, states = write_states(model, ids, mask, embeds, end_token_ids(sender), max_new_tokens, layer=watched, **how)
+    if watched != layer: states = read_states(model, prompts, plans, layer) # its layers are in no list of one after the other
+    return [(h.cpu(), y) for h, y in zip(states, plans)]
 
 # %% ../../nbs/06_agents/01_collect.ipynb #77934bb9
 @torch.no_grad()
@@ -94,9 +96,8 @@ def generate_messages(
     model, tokenizer = sender
     model.eval()
     ids = [encode_chat(tokenizer, p, add_generation_prompt=True).input_ids for p in prompts]
-    plans = write_plans(sender, ids, max_new_tokens, temperature, seeds)
-    states = read_states(model, ids, plans, layer)
-    return [(h, y, decode_turn(tokenizer, y).strip()) for h,y in zip(states, plans)]
+    written = write_plans(sender, ids, max_new_tokens, temperature, seeds, layer)
+    return [(h, y, decode_turn(tokenizer, y).strip()) for h,y in written]
 
 # %% ../../nbs/06_agents/01_collect.ipynb #c6a5d8f4
 def keep_date(

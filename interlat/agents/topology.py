@@ -10,7 +10,6 @@ __all__ = ['relay_messages', 'relay', 'own_prompt', 'Node', 'Joined', 'tree', 'c
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 
@@ -22,7 +21,6 @@ from ..messages.message import *
 from ..models.lm import *
 from ..models.template import *
 from ..models.chat import *
-from ..models.sampling import *
 from .collect import *
 from .actor import *
 from .speaker import *
@@ -45,11 +43,10 @@ def relay_messages(
     lm, chats = model.eval().base_model, [encode_chat(tokenizer, p, add_generation_prompt=True) for p in prompts]
     nothing = model.plan_embeds(torch.zeros(0, dtype=torch.long, device=lm.device))
     embeds, mask = pad_messages([message_embeds(actor, m) if len(m) else nothing for m in messages])
-    message = dict(insert_at=torch.tensor([c.insert_at for c in chats], device=lm.device), message_embeds=embeds, message_mask=mask)
-    generate = partial(model.generate, **message)
-    plans = write_plans(Agent(lm, tokenizer), [c.input_ids for c in chats], max_new_tokens, temperature, seeds, generate)
-    states = _states(model, chats, plans, message)
-    return [(h, y, decode_turn(tokenizer, y).strip()) for h, y in zip(states, plans)]
+    at = torch.tensor([c.insert_at for c in chats], device=lm.device)
+    def inside(ids, known): return model.embed_chat(ids, known, at, embeds, mask, pad='left')
+    written = write_plans(Agent(lm, tokenizer), [c.input_ids for c in chats], max_new_tokens, temperature, seeds, inside=inside)
+    return [(h, y, decode_turn(tokenizer, y).strip()) for h, y in written]
 
 def _check_lengths(messages, most):
     "Raise `InterlatError` for a message that would be cut."
@@ -57,12 +54,6 @@ def _check_lengths(messages, most):
         if len(m) > most:
             advice = 'give it a larger prepended_length'
             raise InterlatError(f"the message for {m.task_id!r} has {len(m)} states, and the relay reads {most}; {advice}")
-
-def _states(model, chats, plans, message):
-    "The state from which each token of the plans is predicted: those before the last of the conversation, the message inside."
-    ids, known = pad_left([[*c.input_ids, *y[:-1]] for c, y in zip(chats, plans)], 0, model.device)
-    z = model.last_states(model.embed_chat(ids, known, **message, pad='left'))
-    return [row[len(row)-len(y):].cpu().clone() for row, y in zip(z, plans)]
 
 # %% ../../nbs/06_agents/07_topology.ipynb #13d00019
 def relay(

@@ -117,23 +117,35 @@ class CausalLM:
             with looked_up(self.embedding, embeds): out = self.trunk(input_ids=ids, **how)
         return states_in(out) if layer == -1 else self._layer(out, layer, embeds)
 
-    def _read_at(self, layer, *reading):
-        "`read` for a layer, at the layer itself. Raises `InterlatError` for one that there is not."
+    def number_of(self,
+        layer:int, # as in `states`
+    )->int|None: # among `layers`, from 1 on; 0 for what the first one reads, None for the last
+        "A layer's number. Raises `InterlatError` for one that there is not, and for a model whose layers are in no list."
+        if layer == -1: return None
+        if not self.layers: raise InterlatError(f"the layers of {type(self.lm).__name__} are in no list of one after the other; use layer -1, the last one")
         n = len(self.layers)
         check_range(-n-1, n, whole=True, layer=layer)
-        if layer % (n+1) == n: return self.read(*reading)
-        with kept_after(self.layers, layer % (n+1)) as said: self.read(*reading)
-        return self._plain(said[0].clone(), layer, reading[0])
+        return None if layer % (n+1) == n else layer % (n+1)
+
+    def _read_at(self, layer, *reading):
+        "`read` for a layer, at the layer itself."
+        if (n := self.number_of(layer)) is None: return self.read(*reading)
+        with kept_after(self.layers, n) as said: self.read(*reading)
+        return self.check_vectors(said[0].clone(), layer, reading[0].shape[:2])
 
     def _layer(self, out, layer, embeds):
         "The states after a layer, as the trunk names them. Raises `InterlatError` for one that there is not."
         kept = getattr(out, 'hidden_states', None) or [states_in(out)]
         check_range(-len(kept), len(kept)-1, whole=True, layer=layer)
-        return states_in(out) if layer == len(kept)-1 else self._plain(kept[layer], layer, embeds)
+        return states_in(out) if layer == len(kept)-1 else self.check_vectors(kept[layer], layer, embeds.shape[:2])
 
-    def _plain(self, z, layer, embeds):
-        "States that are one vector a position. Raises `InterlatError` for others."
-        if z.dim() == 3 and z.shape[:2] == embeds.shape[:2]: return z
+    def check_vectors(self,
+        z:Tensor, # what a layer gave
+        layer:int, # its number
+        shape:tuple|None=None, # (B, C) positions that it was given; None: not known
+    )->Tensor: # `z`
+        "Raise `InterlatError` for states that are not one vector a position."
+        if z.dim() == 3 and shape in (None, z.shape[:2]): return z
         raise InterlatError(f"layer {layer} of {type(self.lm).__name__} has states of shape {tuple(z.shape)}; use -1, the last one")
 
     @cached_property

@@ -65,8 +65,14 @@ class RowSampler(LogitsProcessor):
     ):
         self.temperature, self.generators = temperature, [torch.Generator().manual_seed(s) for s in seeds]
 
-    def __call__(self, input_ids, scores):
-        noise = torch.stack([gumbel(scores.shape[1], g) for g in self.generators])
+    def __call__(self, input_ids, scores): return self.draw(scores, range(len(scores)))
+
+    def draw(self,
+        scores:Tensor, # (b, V) logits
+        rows:list[int], # whose they are
+    )->Tensor: # (b, V), their argmax a sample
+        "The next token in some of the rows."
+        noise = torch.stack([gumbel(scores.shape[1], self.generators[i]) for i in rows])
         return scores/self.temperature + noise.to(scores)
 
 # %% ../../nbs/05_models/07_sampling.ipynb #a536e445

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -44,7 +45,8 @@ class Packed(NamedTuple):
     embeds:Tensor # (N, E) input embeddings of the distinct positions
     position_ids:Tensor # (N,) place of each in its conversation
     rows:Tensor # (R, n) which positions each reading consists of; 0 at padding, on the right
-    back:Tensor # (N,) where in the flattened `rows` each position stands
+    back:Tensor # (N,) where in the flattened `rows` each position stands first
+    again:list[tuple] # of each further reading: positions that stand in it again, and where
     predicts:Tensor # (K, S) positions that predict the supervised tokens
     targets:Tensor # (S,) the supervised tokens
 
@@ -86,19 +88,46 @@ def pack(
     if not said.any(): raise InterlatError('no supervised token in the batch: every label is -100')
     place = torch.arange(rows.numel(), device=rows.device).view_as(rows)
     back = rows.new_full((start,), rows.numel()).scatter_reduce(0, rows[real], place[real], 'amin')
+    repeated = real & (back[rows] != place)
+    again = [(r[twice], at[twice]) for r, at, twice in zip(*(x.chunk(len(blocks)) for x in (rows, place, repeated)))][1:]
     predicts, targets = (x[said].view(len(blocks), -1) for x in (rows[:,:-1], labels[:,1:]))
-    return Packed(torch.cat(parts), back % n, rows, back, predicts, targets[0])
+    return Packed(torch.cat(parts), back % n, rows, back, again, predicts, targets[0])
 
 # %% ../../nbs/07_training/03_packing.ipynb #265f63b1
+class _Unpack(torch.autograd.Function):
+    "Positions (N, …) as the flattened rows of all readings. The gradient is a sum of as many rows as there are readings: faster than one slot at a time."
+    @staticmethod
+    def forward(ctx, x, packed):
+        ctx.packed = packed
+        return x.index_select(0, packed.rows.flatten())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, slope):
+        total = slope.index_select(0, ctx.packed.back)
+        for who, where in ctx.packed.again: total.index_copy_(0, who, total.index_select(0, who) + slope.index_select(0, where))
+        return total, None
+
+class _Repack(torch.autograd.Function):
+    "Of the flattened rows of all readings, each position where it stands first (N, …)."
+    @staticmethod
+    def forward(ctx, x, packed):
+        ctx.packed, ctx.slots = packed, len(x)
+        return x.index_select(0, packed.back)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, slope): return slope.new_zeros(ctx.slots, *slope.shape[1:]).index_copy_(0, ctx.packed.back, slope), None
+
 ATTENTION = 'interlat_packed'
 
 def packed_attention(module, query, key, value, attention_mask, packed=None, is_causal=None, **kwargs):
     "An `AttentionInterface` of Hugging Face; where `packed` is given, (1, heads, N, width) in and (1, N, heads, width) out."
     if packed is None: return sdpa_attention_forward(module, query, key, value, attention_mask, is_causal=is_causal, **kwargs)
     def unpack(x): # (1, heads, N, width) -> (R, heads, n, width)
-        return x[0].index_select(1, packed.rows.flatten()).unflatten(1, packed.rows.shape).transpose(0, 1)
+        return _Unpack.apply(x[0].transpose(0, 1), packed).unflatten(0, packed.rows.shape).transpose(1, 2)
     out, _ = sdpa_attention_forward(module, unpack(query), unpack(key), unpack(value), None, is_causal=True, **kwargs)
-    return out.flatten(0, 1).index_select(0, packed.back)[None], None
+    return _Repack.apply(out.flatten(0, 1), packed)[None], None
 
 AttentionInterface.register(ATTENTION, packed_attention)
 AttentionMaskInterface.register(ATTENTION, sdpa_mask)
