@@ -69,7 +69,18 @@ def test_links_lead_to_pages(tmp_path):
     assert led('[`a`](../01_core/a.ipynb#how) [b](#b)') == '[`a`](../01_core/a.md#how) [b](#b)'
     assert led('![f](../../figures/f.png)') == '![f](../../figures/f.png)', 'a file comes along'
     assert led('[tests](../../tests)') == '[tests](https://x.y/tree/main/tests)'
-    for text in ('[x](https://a.b/c)', '`e[0](../01_core/a.ipynb)`', '```python\ne[0](../01_core)\n```'): assert led(text) == text
+    assert led('```{container} output\n[a](../01_core/a.ipynb)\n```') == '```{container} output\n[a](../01_core/a.md)\n```', 'an output is text'
+    plain = '````{container} output\n```text\ne[0](../01_core)\n```\n````'
+    for text in (plain, '[x](https://a.b/c)', '`e[0](../01_core/a.ipynb)`', '```python\ne[0](../01_core)\n```'): assert led(text) == text
+
+
+def test_every_link_of_the_site_leads_somewhere(site, pages):
+    code = re.compile(r'^(?P<fence>`{3,})(?!`|\{container\}).*?^(?P=fence)|(?<!`)`[^`\n]+`(?!`)', re.M | re.S)
+    for name, text in pages.items():
+        for target in re.findall(r'\]\((?!\w+:|#)([^)\s#]+)', code.sub('', text)):
+            place = site.top if target.startswith('/') else (site.top/name).parent
+            path = (place/target.lstrip('/')).resolve()
+            assert str(path.relative_to(site.top).with_suffix('')) in pages if path.is_relative_to(site.top) else path.exists(), f'{name}: {target}'
 
 
 CODE = '''

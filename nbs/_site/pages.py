@@ -90,5 +90,5 @@ def relink(
         elif path.is_dir(): to = f"{elsewhere}/{relpath(path, top.parent)}"
         else: to = relpath(path, (top/page).parent)
         return f"]({to}{mark}{anchor})"
-    code = r'^(?P<fence>`{3,}).*?^(?P=fence)|(?<!`)`[^`\n]+`(?!`)' # stays as it is
+    code = r'^(?P<fence>`{3,})(?!`|\{container\}).*?^(?P=fence)|(?<!`)`[^`\n]+`(?!`)' # stays as it is; an output in a container is no code
     return re.sub(code + r'|\]\((?P<target>[^)\s]+)\)', lambda m: led(m) if m['target'] else m[0], text, flags=re.M | re.S)
