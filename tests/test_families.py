@@ -16,7 +16,7 @@ from interlat.models.lm import Agent, load_tokenizer, sizes
 KINDS = { # family -> what its way is, where it is not the fastest
     'qwen2': {}, 'gemma2': dict(head='own'), 'bert': dict(head='own'), 'gemma4_text': dict(input='ids', **{'reading on': 'steps'}), 'llama4_text': {'reading on': 'steps'},
     'mamba': {'reading on': 'again'}, 'bamba': {'writing from vectors': 'loop'}, 'nemotron': dict(training='plain'), 'gemma3': dict(training='plain'), 'roberta': dict(rows='alone'), 'bart': dict(rows='alone'),
-    'ctrl': {}, 'falcon_h1': {'reading on': 'again'}, 'gpt_neo': {'reading on': 'steps'}, 'deepseek_v4': dict(input='ids')}
+    'ctrl': {}, 'falcon_h1': {'reading on': 'again'}, 'gpt_neo': {'reading on': 'steps'}, 'deepseek_v4': dict(input='ids'), 'hy_v4': dict(rows='alone')}
 
 
 @pytest.fixture(scope='module')

@@ -145,16 +145,16 @@ class Trial:
 
 # %% ../../nbs/11_instruments/11_doors.ipynb #cb4f5f4c
 def _collect(trial):
-    "States of plans behind their prompts: of given ones, and of those that it writes."
-    prompts, plans = ([x.tolist() for x in ids] for ids in (trial.prompts, trial.plans))
-    found = [*zip(prompts, read_states(trial.lm, prompts, plans), plans), *((p, *w) for p, w in zip(prompts, write_plans(trial.agent, prompts, 6)))]
-    def wanted(p, y): return trial.slow.read(trial.prompts[0].new_tensor([*p, *y[:-1]]))[0][len(p)-1:]
-    return max(apart(h, wanted(p, y).cpu()) for p, h, y in found)
+    "States of plans behind their prompts."
+    found = read_states(trial.lm, [p.tolist() for p in trial.prompts], [y.tolist() for y in trial.plans])
+    wanted = (trial.slow.read(torch.cat([p, y[:-1]]))[0][len(p)-1:] for p, y in zip(trial.prompts, trial.plans))
+    return max(apart(h.to(z.device), z) for h, z in zip(found, wanted))
 
 def _write(trial):
-    "Plans."
-    ends, found = end_token_ids(trial.agent), write_plans(trial.agent, [p.tolist() for p in trial.prompts], 6)
-    return max(words_apart(y, *trial.slow.write(p, 6, ends=ends), trial.close) for (_, y), p in zip(found, trial.prompts))
+    "Plans, and the states that their tokens were chosen from."
+    ends, found = end_token_ids(trial.agent), zip(trial.prompts, write_plans(trial.agent, [p.tolist() for p in trial.prompts], 6))
+    def said(p, y): return torch.stack([trial.slow.read(torch.cat([p, p.new_tensor(y[:k])]))[0][-1] for k in range(len(y))]).cpu()
+    return max(max(words_apart(y, *trial.slow.write(p, 6, ends=ends), trial.close), apart(h, said(p, y))) for p, (h, y) in found)
 
 def _forward(trial):
     "An actor's logits behind its prompt and message."

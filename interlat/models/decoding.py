@@ -105,7 +105,8 @@ def write_states(
 )->tuple[list[list[int]],list[Tensor]]: # of each row: n new ids, and the states (n, D) that they were chosen from
     "Continue each row, and keep the state behind every token. Raises `InterlatError` for a layer that there is not."
     n = causal_lm(lm).number_of(layer)
-    if way_on(lm) == 'again' and _can_generate(lm, embeds is not None): return _watched(lm, ids, mask, embeds, list(ends), max_new_tokens, choose, n)
+    together = causal_lm(lm).rows == 'together' # else the words of `generate` may be right, and its states not
+    if way_on(lm) == 'again' and together and _can_generate(lm, embeds is not None): return _watched(lm, ids, mask, embeds, list(ends), max_new_tokens, choose, n)
     new, states = [[] for _ in ids], [[] for _ in ids]
     for here, token, z in _steps(Rows(lm, len(ids), layer=n), ids, mask, embeds, ends, max_new_tokens, choose):
         for i, t, state in zip(here.tolist(), token.tolist(), z):
