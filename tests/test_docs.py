@@ -8,7 +8,7 @@ from notebooks import ALL, LIBRARY, ROOT, module, room
 
 sys.path.append(str(ROOT/'nbs'/'_site'))
 from api import Module, Parameter, Reference, end_of_header, field_of, parameters, prose, table
-from pages import fenced, figure, heading, parts, relink, shown
+from pages import AS_IT_IS, fenced, figure, heading, parts, relink, shown
 from stage import FIRST, Site, folders
 
 
@@ -75,7 +75,7 @@ def test_links_lead_to_pages(tmp_path):
 
 
 def test_every_link_of_the_site_leads_somewhere(site, pages):
-    code = re.compile(r'^(?P<fence>`{3,})(?!`|\{container\}).*?^(?P=fence)|(?<!`)`[^`\n]+`(?!`)', re.M | re.S)
+    code = re.compile(AS_IT_IS, re.M | re.S)
     for name, text in pages.items():
         for target in re.findall(r'\]\((?!\w+:|#)([^)\s#]+)', code.sub('', text)):
             place = site.top if target.startswith('/') else (site.top/name).parent

@@ -73,6 +73,9 @@ def module(path):
     return found and found[1]
 
 
+AS_IT_IS = r'^(?P<fence>`{3,})(?!`|\{container\}).*?^(?P=fence)|(?<!`)`[^`\n]+`(?!`)' # code, where no link is followed; an output in a container is text
+
+
 def relink(
     text, # Markdown
     place, # folder that its links start from
@@ -90,5 +93,4 @@ def relink(
         elif path.is_dir(): to = f"{elsewhere}/{relpath(path, top.parent)}"
         else: to = relpath(path, (top/page).parent)
         return f"]({to}{mark}{anchor})"
-    code = r'^(?P<fence>`{3,})(?!`|\{container\}).*?^(?P=fence)|(?<!`)`[^`\n]+`(?!`)' # stays as it is; an output in a container is no code
-    return re.sub(code + r'|\]\((?P<target>[^)\s]+)\)', lambda m: led(m) if m['target'] else m[0], text, flags=re.M | re.S)
+    return re.sub(AS_IT_IS + r'|\]\((?P<target>[^)\s]+)\)', lambda m: led(m) if m['target'] else m[0], text, flags=re.M | re.S)
