@@ -6,7 +6,7 @@ Full-size household games of the training scenes, made with seed 0, their maps i
 that every plan has `--tokens` words. Each side runs in a process of its own, one after the other, and leaves its messages: the words
 must be the same, the states to 1e-5 of their size. Memory is the largest resident set (VmHWM) beyond what the process has with the
 model in place. Linux only."""
-import argparse, json, re, subprocess, sys, tempfile, time
+import argparse, json, sys, tempfile, time
 from pathlib import Path
 
 import torch
@@ -18,10 +18,9 @@ from interlat.games.generate import generate_games
 from interlat.games.household import game_task
 from interlat.models.chat import encode_chat
 from interlat.models.lm import load_lm
-from interlat.models.sampling import pad_left
+from interlat.models.sampling import end_token_ids, pad_left
 from interlat.runs.provenance import machine
-
-PYTHON = [sys.executable] # what a side is run by
+from sides import memory_from_here, run
 
 SIDES = 'ours', 'twice'
 
@@ -39,16 +38,10 @@ def twice(sender, prompts, tokens):
 def ours(sender, prompts, tokens): return [(h, y) for h, y, _ in generate_messages(sender, prompts, tokens)]
 
 
-def status():
-    "Memory of this process in MB: resident now, the most so far."
-    return [int(re.search(rf'{k}:\s+(\d+) kB', Path('/proc/self/status').read_text())[1])/1024 for k in ('VmRSS', 'VmHWM')]
-
-
 def endless(sender):
     "The same sender, whose plans do not end."
-    head, ends = sender.model.get_output_embeddings(), sender.model.generation_config.eos_token_id
-    ends = {*(ends if isinstance(ends, list) else [ends]), sender.tokenizer.eos_token_id}
-    head.bias = torch.nn.Parameter(torch.zeros(len(head.weight)).index_fill(0, torch.tensor(sorted(ends)), -1e4))
+    head, ends = sender.model.get_output_embeddings(), torch.tensor(end_token_ids(sender))
+    head.bias = torch.nn.Parameter(torch.zeros(len(head.weight)).index_fill(0, ends, -1e4))
     return sender
 
 
@@ -58,12 +51,11 @@ def side(name, a):
     prompts = [game_task(f).prompt for f in find_games(a.games, 'train')][:a.n]
     way, written = globals()[name], []
     way(sender, prompts[:2], 2) # what is tried and imported once is not counted
-    Path('/proc/self/clear_refs').write_text('5') # the largest resident set counts from here
-    before, start = status()[0], time.perf_counter()
+    most, start = memory_from_here(), time.perf_counter()
     for i in range(0, len(prompts), a.batch): written += way(sender, prompts[i:i+a.batch], a.tokens)
     seconds = time.perf_counter() - start
     torch.save(written, Path(a.games)/f'{name}.pt')
-    print(json.dumps(dict(side=name, messages=len(written), seconds=seconds, messages_per_second=len(written)/seconds, peak_mb=status()[1] - before)))
+    print(json.dumps(dict(messages=len(written), seconds=seconds, messages_per_second=len(written)/seconds, peak_mb=most())))
 
 
 def same(folder):
@@ -74,17 +66,11 @@ def same(folder):
     return max(float((h - z).abs().max()/z.abs().max()) for (h, _), (z, _) in zip(a, b))
 
 
-def run(name, words):
-    done = subprocess.run([*PYTHON, __file__, *words, '--side', name], capture_output=True, text=True)
-    if done.returncode: raise RuntimeError(f'the side {name} ended with status {done.returncode}: {done.stderr[-500:]}')
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def benchmark(a):
     with tempfile.TemporaryDirectory() as a.games:
         generate_games(a.games, a.n, 'train', 0, size='full')
-        words = [f'--{k}={getattr(a, k)}' for k in ('model', 'n', 'tokens', 'batch', 'games')]
-        rows = [run(name, words) for name in SIDES]
+        asked = {k: getattr(a, k) for k in ('model', 'n', 'tokens', 'batch', 'games')}
+        rows = [run(__file__, name, **asked) for name in SIDES]
         apart = same(a.games)
     if apart > 1e-5: raise RuntimeError(f'the states of the sides differ by {apart:.1e} of the largest')
     first, second = rows

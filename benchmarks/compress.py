@@ -20,7 +20,7 @@ with a gradient; models are called whole, so that every position has its logits.
 every step. The parts of the loss and the student's gradients are compared before anything is timed. Each side runs in a process
 of its own, by turns, twice. Time is the median step; memory is the largest resident set (VmHWM) beyond what the process has with
 models, moments and batch in place. Linux only."""
-import argparse, copy, json, re, statistics, subprocess, sys, tempfile, time
+import argparse, copy, json, statistics, sys, tempfile, time
 from functools import partial
 from pathlib import Path
 
@@ -40,8 +40,7 @@ from interlat.models.lm import load_lm
 from interlat.models.chat import add_message_tokens, encode_chat
 from interlat.compression.reason import LatentStudent, latent_reason
 from interlat.runs.provenance import machine
-
-PYTHON = [sys.executable] # what a side is run by
+from sides import memory_from_here, run
 
 WEIGHTS = dict(ce=1., preference=1., direction=1.)
 SIDES = ('loop, no cache', 'loop', 'ours')
@@ -194,11 +193,6 @@ def check(K, vocab):
     return max(differences)
 
 
-def status():
-    "Memory of this process in MB: resident now, the most so far."
-    return [int(re.search(rf'{k}:\s+(\d+) kB', Path('/proc/self/status').read_text())[1])/1024 for k in ('VmRSS', 'VmHWM')]
-
-
 def side(name, K, vocab, steps):
     "In a process of its own: some steps, and print their time and memory."
     distillation, batch = scene(K, vocab)
@@ -206,21 +200,14 @@ def side(name, K, vocab, steps):
     optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True) # Trainer's default
     for p in trained: p.grad = torch.zeros_like(p)
     optimizer.step() # its moments are there before the memory is looked at
-    Path('/proc/self/clear_refs').write_text('5') # the largest resident set counts from here
-    before, seconds = status()[0], []
+    most, seconds = memory_from_here(), []
     for _ in range(steps + 1):
         start = time.perf_counter()
         optimizer.zero_grad(set_to_none=False)
         loss_of(name, distillation, batch)[0].backward()
         optimizer.step()
         seconds.append(time.perf_counter() - start)
-    print(json.dumps(dict(seconds=statistics.median(seconds[1:]), peak_mb=status()[1] - before)))
-
-
-def run(name, K, vocab, steps, threads):
-    done = subprocess.run([*PYTHON, __file__, '--side', name, *(str(x) for x in ('--K', K, '--vocab', vocab, '--steps', steps, '--threads', threads))], capture_output=True, text=True)
-    if done.returncode: raise RuntimeError(f'the side {name} ended with status {done.returncode}: {done.stderr[-500:]}')
-    return json.loads(done.stdout)
+    print(json.dumps(dict(seconds=statistics.median(seconds[1:]), peak_mb=most())))
 
 
 def step(K=32, vocab=2048, steps=4, turns=2, threads=None):
@@ -228,7 +215,7 @@ def step(K=32, vocab=2048, steps=4, turns=2, threads=None):
     if not Path('/proc/self/clear_refs').exists(): raise InterlatError('this benchmark reads its memory from /proc: Linux only')
     difference, found = check(K, vocab), {name: [] for name in SIDES}
     for _ in range(turns):
-        for name in SIDES: found[name].append(run(name, K, vocab, steps, threads or torch.get_num_threads()))
+        for name in SIDES: found[name].append(run(__file__, name, K=K, vocab=vocab, steps=steps, threads=threads or torch.get_num_threads()))
     rows = [dict(side=n, K=K, vocab=vocab, **{k: statistics.median(x[k] for x in r) for k in ('seconds', 'peak_mb')}) for n, r in found.items()]
     return dict(difference=difference, rows=[dict(r, ours_faster=r['seconds']/rows[-1]['seconds'], ours_smaller=r['peak_mb']/rows[-1]['peak_mb']) for r in rows])
 

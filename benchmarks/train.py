@@ -10,7 +10,7 @@ on supervised positions alone. `packed` is what is used.
 
 Each side runs in a process of its own, by turns, twice. Time is the median step. Memory is the largest resident set (VmHWM)
 beyond what the process has with model, moments and batch in place, and so what a step takes for itself. Linux only."""
-import argparse, json, re, statistics, subprocess, sys, time
+import argparse, json, statistics, sys, time
 from pathlib import Path
 
 import torch
@@ -22,8 +22,7 @@ from interlat.core.basics import InterlatError, cli, set_seed, write_atomic
 from interlat.training.curriculum import mix, resample_length
 from interlat.training.objective import Objective
 from interlat.runs.provenance import machine
-
-PYTHON = [sys.executable] # what a side is run by
+from sides import memory_from_here, run
 
 WEIGHTS = dict(task=1., separation=1., alignment=.2)
 
@@ -73,11 +72,6 @@ def ours(objective, batch, rates):
     return sum(w*parts[k] for k, w in WEIGHTS.items())/parts['tokens']
 
 
-def status():
-    "Memory of this process in MB: resident now, the most so far."
-    return [int(re.search(rf'{k}:\s+(\d+) kB', Path('/proc/self/status').read_text())[1])/1024 for k in ('VmRSS', 'VmHWM')]
-
-
 def side(name, vocab, steps):
     "In a process of its own: some steps, and print their times, the memory of a step, and the first loss."
     actor, batch, rates = scene(vocab)
@@ -86,8 +80,7 @@ def side(name, vocab, steps):
     optimizer = torch.optim.AdamW(actor.parameters(), lr=1e-5, fused=True) # Trainer's default
     for p in actor.parameters(): p.grad = torch.zeros_like(p)
     optimizer.step() # its moments are there before the memory is looked at
-    Path('/proc/self/clear_refs').write_text('5') # the largest resident set counts from here
-    before, losses, seconds = status()[0], [], []
+    most, losses, seconds = memory_from_here(), [], []
     for _ in range(steps):
         start = time.perf_counter()
         optimizer.zero_grad(set_to_none=False)
@@ -96,21 +89,14 @@ def side(name, vocab, steps):
         optimizer.step()
         seconds.append(time.perf_counter() - start)
         losses.append(loss.item())
-    print(json.dumps(dict(seconds=statistics.median(seconds[1:]), peak_mb=status()[1] - before, loss=losses[0])))
-
-
-def run(name, vocab, steps):
-    words = ['--side', name, '--vocab', str(vocab), '--steps', str(steps)]
-    done = subprocess.run([*PYTHON, __file__, *words], capture_output=True, text=True)
-    if done.returncode: raise RuntimeError(f'the side {name} ended with status {done.returncode}: {done.stderr[-500:]}')
-    return dict(side=name, **json.loads(done.stdout))
+    print(json.dumps(dict(seconds=statistics.median(seconds[1:]), peak_mb=most(), loss=losses[0])))
 
 
 def measure(vocab, steps=7, turns=2):
     "The three sides by turns: a row each, and how `plain` compares with `packed`; raises if the losses differ."
     if not Path('/proc/self/clear_refs').exists(): raise InterlatError('this benchmark reads its memory from /proc: Linux only')
     sides = ('plain', 'unpacked', 'packed')
-    found = [run(name, vocab, steps) for _ in range(turns) for name in sides]
+    found = [run(__file__, name, vocab=vocab, steps=steps) for _ in range(turns) for name in sides]
     if max(r['loss'] for r in found) - min(r['loss'] for r in found) > 1e-3: raise RuntimeError(f'the sides have different losses: {found}')
     def middle(name, what): return round(statistics.median(r[what] for r in found if r['side'] == name), 4)
     rows = {name: {what: middle(name, what) for what in ('seconds', 'peak_mb', 'loss')} for name in sides}
