@@ -11,7 +11,7 @@ from interlat.agents.actor import ModelWithInsertedHiddenState
 from interlat.core.basics import InterlatError
 from interlat.training.losses import KL_DIRECTIONS, js_rows
 from interlat.training.objective import NEGATIVES, Objective, choose_negatives
-from interlat.training.packing import ATTENTION
+from interlat.training.packing import ATTENTION, pack
 
 PARTS = ('task', 'separation', 'alignment')
 
@@ -91,6 +91,33 @@ def test_values_and_gradients_are_those_of_the_reference(family, direction):
     assert_close(gradient(a, found), slopes, atol=1e-9, rtol=1e-9)
 
 
+def as_written(b, plans):
+    "The batch with the plans that are mixed in; some tokens shorter or longer than the message."
+    n, extra = b['mix_ids'].shape[1], max(0, *plans)
+    ids = torch.cat([b['mix_ids'], torch.full((len(plans), extra), 7)], 1)
+    return b | dict(plan_ids=ids, plan_mask=torch.arange(n + extra) < (b['message_mask'].sum(1) + torch.tensor(plans))[:, None])
+
+
+@pytest.mark.parametrize('frozen', [False, True])
+@pytest.mark.parametrize('plans', [(0, 0, 0, 0), (-1, 2, 1, -1)])
+@pytest.mark.parametrize('mismatched', [True, False])
+def test_what_the_readings_share_is_computed_once_and_changes_nothing(frozen, plans, mismatched):
+    "The words of a plan in a message, all of it where the message is words alone; before the message nothing needs a gradient where the model is frozen."
+    a, rates = actor(), torch.tensor([0., .5, 1., .7])
+    b = as_written(batch((14, 5, 9, 11), (7, 3, 2, 5)), plans)
+    a.base_model.requires_grad_(not frozen)
+    objective, read = Objective(a, mismatched_gradient=mismatched), []
+    expected = slow(a, b, rates.tolist())
+    a.door.trunk.register_forward_pre_hook(lambda m, args, kwargs: read.append(kwargs['inputs_embeds'].shape[1]), with_kwargs=True)
+    found = objective(b, rates)
+    assert_close({k: found[k] for k in PARTS}, expected, atol=1e-9, rtol=0)
+    first, second = read
+    assert first + second < sum(len(pack(a.plan_embeds(b['input_ids']), b, [block]).embeds) for block in (*objective.messages(b, rates)[0], objective.text(b))) - (30 if plans[0] == 0 else 20)
+    slopes = gradient(a, found)
+    assert set(slopes) == {n for n, p in a.named_parameters() if p.requires_grad}
+    if mismatched: assert_close(slopes, gradient(a, expected), atol=1e-9, rtol=1e-9)
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.integers(2, 5).flatmap(lambda n: st.tuples(*[st.lists(st.integers(low, high), min_size=n, max_size=n) for low, high in ((3, 20), (1, 12), (1, 12), (0, 10))])), st.booleans())
 def test_random_batches_of_uneven_lengths(shape, marked):
@@ -99,6 +126,8 @@ def test_random_batches_of_uneven_lengths(shape, marked):
     expected = slow(a, b, [t/10 for t in tenths])
     found = Objective(a)(b, rates)
     assert_close({k: found[k] for k in PARTS}, expected, atol=1e-9, rtol=0)
+    a.base_model.requires_grad_(False)
+    assert_close({k: Objective(a)(b, rates)[k] for k in PARTS}, expected, atol=1e-9, rtol=0)
 
 
 @pytest.mark.parametrize('part', PARTS)

@@ -102,8 +102,9 @@ class Distillation(Reader):
         "The parts of the loss: ce, preference, direction."
         if rows: return self.reading_losses(batch)
         z = self.reason(batch)
-        (a,), targets = read_states(self.actor, batch, [self.message(z)])
-        with torch.no_grad(): (d, b), _ = read_states(self.actor, batch, [self.full(batch), self.nothing(batch)])
+        shared = Shared() # what comes before a message, and gets no gradient
+        with torch.no_grad(): (d, b), targets = read_states(self.actor, batch, [self.full(batch), self.nothing(batch)], None, shared)
+        (a,), _ = read_states(self.actor, batch, [self.message(z)], None, shared)
         ce, kl, full, none = in_slices(self.by_token, [a, d, b, targets], self.slice).unbind(1)
         counts = (batch['labels'] != -100).sum(1)
         weights = information_weights(none.detach(), full.detach(), counts.tolist(), self.clip)
