@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
 from interlat.models.lora import *
 from interlat.agents.actor import *
-from interlat.training.losses import *
+from interlat.training.objective import *
 from interlat.training.memory import *
 
 FAMILIES = dict(qwen2=(Qwen2Config, dict(num_key_value_heads=2)), llama=(LlamaConfig, dict(num_key_value_heads=4)))
@@ -106,15 +106,15 @@ def test_a_whole_step_takes_what_was_told(checkpointing, V, supervised):
     actor = ModelWithInsertedHiddenState(AutoModelForCausalLM.from_config(c), 24, 64).train()
     if checkpointing: actor.gradient_checkpointing_enable()
     optimizer, B, T, L = torch.optim.AdamW(actor.parameters(), foreach=False), 3, 120, 24
-    ids, mask, at = torch.randint(0, V, (B, T)), torch.ones(B, T, dtype=torch.long), torch.full((B,), 9)
+    ids, own, plan = torch.randint(0, V, (B, T)), torch.ones(B, L, dtype=torch.bool), torch.randint(0, V, (B, L))
     labels = ids.clone()
     labels[:,:-(supervised//B)] = -100
+    chat = dict(input_ids=ids, attention_mask=torch.ones_like(ids), insert_at=torch.ones(B, dtype=torch.long), labels=labels)
+    batch = chat | dict(h=torch.randn(B, L, 64), message_mask=own, negative=torch.arange(B).roll(1), mix_ids=plan, plan_ids=plan, plan_mask=own)
+    objective = Objective(actor)
     def step():
-        h = torch.randn(2, B, L, 64)
-        right, wrong = (actor(ids, mask, labels, at, actor.embed_message(x)) for x in h)
-        with torch.no_grad(): plan = actor(ids, mask, labels, at, actor.plan_embeds(ids[:,:L]))
-        loss = right.loss + separation_loss(right.logits, wrong.logits) + alignment_loss(right.logits, plan.logits)
-        loss.backward()
+        parts = objective(batch, torch.zeros(B), (1., 1., 1.))
+        ((parts['task'] + parts['separation'] + parts['alignment'])/parts['tokens']).backward()
         optimizer.step()
         optimizer.zero_grad()
     for p in actor.parameters(): p.grad = torch.zeros_like(p)

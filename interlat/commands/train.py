@@ -59,9 +59,9 @@ def step_memory(
     a, rows, model = trainer.args, trainer.train_dataset.rows, trainer.model
     longest = max(len(r['input_ids']) + len(r.get('plan_ids', ())) for r in rows)
     said = sorted((sum(i != -100 for i in r['labels']) for r in rows), reverse=True)
-    positions = min(sum(said[:a.per_device_train_batch_size]), model.slice) # that have logits at a time
+    supervised = sum(said[:a.per_device_train_batch_size])
     checkpointing = bool(a.gradient_checkpointing or getattr(a, 'activation_checkpointing', False))
-    return estimate_memory(model.actor, a.per_device_train_batch_size, longest, positions, passes=2 if a.channel == 'latent' else 1,
+    return estimate_memory(model.actor, a.per_device_train_batch_size, longest, supervised, passes=2 if a.channel == 'latent' else 1,
                            autocast=a.bf16 or a.fp16, checkpointing=checkpointing, optim=a.optim.value, optim_args=a.optim_args,
                            shards=a.world_size if trainer.is_fsdp_enabled else 1)
 

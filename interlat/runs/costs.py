@@ -145,7 +145,6 @@ WORK = {channel: n*(_FORWARD + _BACKWARD) for channel, n in _PASSES.items()} # o
 WORK['latent'] += _FORWARD # the plan's text is read without a way back
 
 _FLOAT32 = .25 # of a GPU's bfloat16 peak: a guess between TF32, a half by the makers' tables, and plain float32, about a fifteenth
-_HEAD = 512 # most positions in the language model's head at once: `SLICE` logits of 32,768 tokens; a larger vocabulary has fewer
 _CHECKPOINTS = 2 # that are kept while it trains, as `save_total_limit` has it
 
 def _empty_actor(name, training):
@@ -169,7 +168,7 @@ def train_cost(
     check_channel(channel, t.trainable == 'adapter')
     N = sum(p.numel() for p in actor.parameters())
     moving = sum(p.numel() for p in actor.parameters() if p.requires_grad)/N # part that is trained
-    supervised = min(t.batch*t.longest//2, _HEAD) # half of a conversation is the actor's own
+    supervised = t.batch*t.longest//2 # half of a conversation is the actor's own
     need = estimate_memory(actor, t.batch, t.longest, supervised, _PASSES[channel], autocast=bool(t.bf16), optim=t.optim,
                            optim_args=t.optim_args, checkpointing=t.gradient_checkpointing, shards=t.processes if t.fsdp else 1)
     once_more = _FORWARD if t.gradient_checkpointing else 0

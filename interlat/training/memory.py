@@ -13,6 +13,7 @@ from torch import nn
 from ..core.basics import *
 from ..models.lm import *
 from ..models.trunk import *
+from .fused import CHUNK
 
 # %% ../../nbs/07_training/10_memory.ipynb #17fd25c3
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def optimizer_bytes(
     return int(sum(numbers*p.numel()*each(p) for p in trained))
 
 # %% ../../nbs/07_training/10_memory.ipynb #7f3a6974
-_ARRAYS = 24 # float32 arrays of (S, V) that the losses of a slice hold at the peak of their backward pass
+_ARRAYS = 7 # float32 arrays of (positions, V) that the head with its losses holds: logits of three readings, and four of scratch
 
 @dataclass(frozen=True)
 class StepSettings:
@@ -103,7 +104,7 @@ def estimate_memory(
     model:nn.Module, # causal language model or actor, with what is trained marked as it will be; may be on the meta device
     batch_size:int, # B, conversations a step and process
     positions:int, # T, of the longest conversation with its message inside
-    supervised:int, # S, positions that go through the head at once, over the whole batch
+    supervised:int, # S, supervised positions, over the whole batch
     passes:int=2, # passes that keep their activations
     **settings, # of `StepSettings`
 )->Memory:
@@ -120,11 +121,11 @@ def estimate_memory(
     autocast, moving = s.autocast and dtype == torch.float32, size(p for layer in layers for p in layer if p.requires_grad)
     layer, depth = _layer_bytes(of, dtype, autocast, _lora(model), positions, frozen=inside > moving == 0), of.depth
     stream = of.width*dtype.itemsize
-    kept = depth*stream + layer/passes if s.checkpointing else depth*layer
+    kept = depth*stream + layer if s.checkpointing else depth*layer # the passes run a layer again together
     activations = passes*batch_size*positions*(kept + 3*stream)
     if autocast: activations += _copies(moving, inside - moving, depth, passes, s.checkpointing)
     return Memory(weights//s.shards + whole, trained//s.shards, optimizer_bytes(model, s.optim, s.optim_args)//s.shards,
-                  int(activations), _ARRAYS*4*supervised*of.vocab_size)
+                  int(activations), _ARRAYS*4*min(supervised*of.vocab_size, CHUNK))
 
 def _copies(moving, still, depth, passes, checkpointing):
     "What autocast's bfloat16 copies of matrices take: it keeps one of those that are trained; of the others every pass keeps its own."
