@@ -91,6 +91,24 @@ def test_values_and_gradients_are_those_of_the_reference(family, direction):
     assert_close(gradient(a, found), slopes, atol=1e-9, rtol=1e-9)
 
 
+def test_twenty_steps_in_float32_follow_the_curve_of_the_reference():
+    rates, curves = torch.tensor([0., .5, 1., .7]), []
+    b = batch((14, 5, 9, 11), (7, 3, 1, 5), (4, 3, 2, 6))
+    b['h'] = b['h'].float()
+    for reference in (False, True):
+        a = actor().float()
+        objective, optimizer, curve = Objective(a), torch.optim.AdamW(a.parameters(), lr=1e-2), []
+        for _ in range(20):
+            parts = slow(a, b, rates.tolist()) if reference else objective(b, rates, (1., .7, .3))
+            loss = (parts['task'] + .7*parts['separation'] + .3*parts['alignment'])/int((b['labels'] != -100).sum())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            curve.append(loss.item())
+        curves.append(curve)
+    assert curves[0] == pytest.approx(curves[1], rel=1e-4) and curves[0][-1] < curves[0][0]/2
+
+
 def as_written(b, plans):
     "The batch with the plans that are mixed in; some tokens shorter or longer than the message."
     n, extra = b['mix_ids'].shape[1], max(0, *plans)
