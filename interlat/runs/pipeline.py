@@ -77,13 +77,14 @@ def _tiny(task, full):
                     save_strategy='no', logging_steps=20, validation_split=0.)
     return Plan(task, name, name, n_train, n_eval, 64 if games else 128, train, compress)
 
-def _small(task, full):
-    "The plan of the preset for full-size rooms: the official games, or made ones like them."
+def _small(task, full, official):
+    "The plan of the preset for full-size rooms: the official games, all there are to report on, or made ones like them."
     if task != 'alfworld': raise InterlatError(f"small is a size for alfworld, found task {task}; use tiny, medium or large")
     found = _tiny(task, full)
-    n_train, steps = (4000, 900) if full else (1536, 300)
-    return replace(found, sender='small-qwen2', actor='small-qwen2', n_train=n_train, n_eval=150, rooms='full', expert='direct',
-                   train=found.train | dict(max_steps=steps))
+    if full: n_train, steps = None if official else 4000, 600
+    else: n_train, steps = 1536, 300
+    return replace(found, sender='small-qwen2', actor='small-qwen2', n_train=n_train, n_eval=None if official else 150, rooms='full',
+                   expert='direct', train=found.train | dict(max_steps=steps))
 
 def _pretrained(task, size, full, processes):
     "The plan of a model of the paper."
@@ -115,8 +116,9 @@ def plan(
     check_choice(TASKS, task=task)
     check_choice(SIZES, model_size=model_size)
     if limit < 0 or limit == 1: raise InterlatError(f"limit must be 0, or 2 and more, found {limit}")
-    own = dict(tiny=_tiny, small=_small).get(model_size)
-    found = own(task, full) if own else _pretrained(task, model_size, full, processes)
+    if model_size == 'tiny': found = _tiny(task, full)
+    elif model_size == 'small': found = _small(task, full, official=bool(data_path))
+    else: found = _pretrained(task, model_size, full, processes)
     found = replace(found, seed=seed, data_path=data_path or found.data_path)
     return _limited(found, limit) if limit else found
 
