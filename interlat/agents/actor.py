@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import nn, Tensor
 from transformers.utils import ModelOutput
@@ -23,6 +22,7 @@ from ..models.causal_lm import *
 from ..models.decoding import *
 from .adapter import *
 from ..models.lora import *
+from ..models.difference import *
 
 # %% ../../nbs/06_agents/03_actor.ipynb #fab6292a
 class Spliced(NamedTuple):
@@ -210,11 +210,13 @@ class ModelWithInsertedHiddenState(nn.Module):
     def save_pretrained(self,
         folder:str|Path, # made if it is not there
         state_dict:dict|None=None, # all tensors by name, gathered from the processes that share them; None: the live ones
+        base:str|None=None, # model that the base model began as, to write only what sets it apart; None: all of it
     )->Path: # `folder`
         "Write the base model as Hugging Face does, LoRA added in, and beside it the adapter and its settings."
         folder, state = Path(folder), self.state_dict() if state_dict is None else state_dict
         def part(name): return {k.removeprefix(name): v for k,v in state.items() if k.startswith(name)}
-        save_lm(self.base_model, folder, part('base_model.'))
+        if base: save_difference(self.base_model, base, folder)
+        else: save_lm(self.base_model, folder, part('base_model.'))
         write_atomic(folder/'adapter.safetensors', save({k: v.contiguous() for k,v in part('processor.').items()}))
         write_atomic(folder/'interlat_config.json', json.dumps(self.settings, indent=1))
         return folder
@@ -227,12 +229,8 @@ class ModelWithInsertedHiddenState(nn.Module):
         **changes, # settings that differ from the checkpoint's, e.g. `bop_id`
     )->'ModelWithInsertedHiddenState': # in eval mode
         "Load a checkpoint. Raises `InterlatError` if a part is missing or does not fit."
-        device = resolve_device(device)
         settings, state = read_adapter(folder)
-        try: base = pretrained_lm(folder, dtype=resolve_dtype(dtype, device)).to(device)
-        except (OSError, ValueError, SafetensorError) as e:
-            raise InterlatError(f"cannot load the base model in {folder}: {one_line(e)}") from e
-        actor = cls(base, **{**settings, **changes})
+        actor = cls(saved_lm(folder, dtype, device), **{**settings, **changes})
         try: actor.processor.load_state_dict(state)
         except RuntimeError as e: raise InterlatError(f"the adapter in {folder} does not fit its settings: {one_line(e)}") from e
         return actor.eval()

@@ -17,6 +17,7 @@ from ..core.tasks import *
 from ..core.arguments import *
 from ..games.find import *
 from ..games.household import *
+from ..games.experts import *
 from ..maths.problems import *
 from ..maths.mathdata import *
 
@@ -30,6 +31,7 @@ class GameData:
                                '.parquet file of conversations')
     split:str|None = option(None, 'split of the games (train; to evaluate: valid_unseen)')
     view:str = option('map', 'what the sender sees: map or task')
+    expert:str = option('walkthrough', f"whom the actor imitates: {', '.join(EXPERTS)}")
     num_games:int|None = option(None, 'only so many games, of all task types alike', *FEW)
 
     reported = 'valid_unseen' # split to evaluate on
@@ -43,7 +45,7 @@ class GameData:
         if Path(self.data_path).suffix in SUFFIXES: return load_conversations(self.data_path)[:self.num_games]
         files = find_games(self.data_path, self.split or 'train')
         if self.num_games is not None and self.num_games < len(files): files = mixed_games(files, self.num_games)
-        return [game_task(f, self.view) for f in files]
+        return expert_tasks(files, self.expert, view=self.view)
 
 # %% ../../nbs/12_commands/01_sources.ipynb #2ba00009
 def mixed_problems(

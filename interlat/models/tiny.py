@@ -17,6 +17,7 @@ from .chat import *
 SHAPES = { # family of each preset and its size
     'tiny-qwen2': ('qwen2', dict(hidden_size=128, intermediate_size=320)),
     'tiny-llama': ('llama', dict(hidden_size=96, intermediate_size=256, attention_bias=True)),
+    'small-qwen2': ('qwen2', dict(hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=6, num_key_value_heads=6)),
     'tiny-math': ('qwen2', dict(hidden_size=128, intermediate_size=320))}
 
 # %% ../../nbs/05_models/06_tiny.ipynb #8ce2b038
@@ -122,12 +123,13 @@ def where_lesson(
     places:list[tuple[str,str]], # (object, place) of everything on the map
     tokenizer, # of the model to be
     rng:random.Random, # orders the questions
+    n:int=0, # most questions; 0: all
 )->dict: # input_ids and labels, T each
     "Say of each object where it is; only the places are supervised, as the order of the objects is anybody's guess."
     prompt = [dict(role='user', content='Map: ' + ', '.join(map(' '.join, places)) + '.')]
     ids = encode_chat(tokenizer, prompt, add_generation_prompt=True).input_ids
     labels = [-100]*len(ids)
-    for thing, place in rng.sample(places, len(places)):
+    for thing, place in rng.sample(places, min(n or len(places), len(places))):
         for text, said in ((f' {thing} from', False), (f' {place}', True), (',', False)):
             new = tokenizer(text, add_special_tokens=False).input_ids
             ids, labels = ids + new, labels + (new if said else [-100]*len(new))

@@ -74,7 +74,7 @@ def check_data(
     if p.get('made', not p['data_path']):
         if not n_train: return [Check('data', 'all official ones are asked for; say where they are with -p data_path FOLDER', False)]
         return [Check('data', f"{n_train} tasks to train on and {n_eval} to report on are made for the run", True)]
-    reported = p.get('splits') or [p.get('split', 'valid_unseen')]
+    reported = [s for s in p.get('splits') or [p.get('split', 'valid_unseen')] if s not in p.get('made_splits', ())]
     return [_check_split(p, 'train', n_train), *(_check_split(p, split, n_eval) for split in reported)]
 
 # %% ../../nbs/13_runs/08_dryrun.ipynb #20d9000b
