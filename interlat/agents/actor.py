@@ -17,7 +17,6 @@ from torch import nn, Tensor
 from transformers.utils import ModelOutput
 
 from ..core.basics import *
-from ..models.lm import *
 from ..models.causal_lm import *
 from ..models.decoding import *
 from .adapter import *
