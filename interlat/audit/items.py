@@ -34,7 +34,7 @@ MEASURES = dict( # name -> first arm, second arm, what their difference is
 
 GROUPS = 'need', 'family' # columns that take measures apart, where they are there
 
-# %% ../../nbs/11_audit/02_items.ipynb #ee4cc0dc
+# %% ../../nbs/11_audit/02_items.ipynb #57da598a
 _WANTED = ['item', 'arm', 'partner', 'seed', 'utility']
 _JSD = dict(jsd_first='', jsd_answer='_answer')
 
@@ -47,8 +47,10 @@ def check_items(
     if items.empty: raise InterlatError("items of an audit: the table has no rows")
     if (items.arm == 'self_message').any(): raise InterlatError("arm 'self_message' is 'same_type' now: in audits `self` is the receiver's own message")
     keys = [c for c in (*GROUPS, 'item', 'arm', 'partner', 'seed') if c in items]
-    for c in ('item', 'arm', 'seed'):
-        if items[c].isna().any(): raise InterlatError(f"items of an audit: a row without {c}")
+    for c in keys:
+        if c != 'partner' and items[c].isna().any(): raise InterlatError(f"items of an audit: a row without {c}")
+    if 'need' in items and not items.need.isin([True, False]).all():
+        raise InterlatError(f"need is True or False, found {items.need[~items.need.isin([True, False])].iloc[0]!r}")
     twice = items.loc[items.duplicated(keys), keys]
     if len(twice): raise InterlatError("items of an audit: the same trial twice, " + ', '.join(f'{c} {v}' for c, v in twice.iloc[0].dropna().items()))
     out = items[keys].copy()
@@ -145,7 +147,7 @@ def _distances(items, rates, level, seed):
             rows[name + end] = dict(kind='distance', what=f"how far the receiver moves {what}, {where}, nats") | _distance(moved, floor, name, arm, level, seed)
     return rows
 
-# %% ../../nbs/11_audit/02_items.ipynb #48990a5e
+# %% ../../nbs/11_audit/02_items.ipynb #595bf90c
 def _table(items, level, margin, seed):
     "The measures of one group."
     rates = by_item(items)
@@ -175,7 +177,7 @@ def measures(
     Raises `InterlatError` as `check_items` does, and for a broken identity."""
     items = check_items(items)
     keys = [c for c in GROUPS if c in items]
-    parts = items.groupby(keys, sort=False, dropna=False) if keys else [((), items)]
+    parts = items.groupby(keys, sort=False) if keys else [((), items)]
     tables = [_table(part, level, margin, seed).assign(**dict(zip(keys, values))) for values, part in parts]
     table = pd.concat(tables, ignore_index=True)
     table = table[[*keys, *(c for c in _ORDER if c in table)]]
