@@ -11,4 +11,5 @@ from .core.stats import *
 from .core.equivalence import *
 
 # %% ../nbs/14_doors/11_stats.ipynb #5c40227b
-_all_ = ['wilson', 'mcnemar', 'bootstrap_ci', 'rate_interval', 'sign_flip', 'paired_rates', 'minimum_detectable_effect', 'detectable_effect', 'holm', 'tost_paired', 'discordant_interval']
+_all_ = ['wilson', 'mcnemar', 'bootstrap_ci', 'rate_interval', 'sign_flip', 'paired_rates',
+         'minimum_detectable_effect', 'detectable_effect', 'holm', 'tost_paired', 'discordant_interval']

@@ -13,6 +13,6 @@ from .ladder import *
 from .checks import *
 from .planning import *
 
-# %% ../../nbs/14_doors/12_audit.ipynb #529e9748
-_all_ = ['derangements', 'length_matched', 'length_gaps', 'ARMS', 'MEASURES', 'measures', 'rung', 'check_masked', 'check_swapped', 'check_restored', 'nld',
-         'items_to_see', 'items_to_equate', 'plan_items']
+# %% ../../nbs/14_doors/12_audit.ipynb #f3c7df4b
+_all_ = ['derangements', 'length_matched', 'length_gaps', 'ARMS', 'MEASURES', 'measures', 'rung', 'check_masked',
+         'check_swapped', 'check_restored', 'nld', 'items_to_see', 'items_to_equate', 'plan_items']

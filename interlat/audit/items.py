@@ -13,9 +13,10 @@ from ..core.basics import *
 from ..core.stats import *
 from ..core.equivalence import *
 
-# %% ../../nbs/11_audit/02_items.ipynb #f3c4ab32
+# %% ../../nbs/11_audit/02_items.ipynb #7a83dc54
 ARMS = dict(
-    current="the item's own message", none="no message, the same words in the prompt", masked="the message is there, and hidden from attention",
+    current="the item's own message", none="no message, the same words in the prompt",
+    masked="the message is there, and hidden from attention",
     other="the message of another item of the benchmark", same_type="the message of another item of the same type",
     self="the receiver's own message through the same interface, at equal compute", cross_benchmark="a message of another benchmark",
     moment_matched="drawn at random with the moments of the message", learned_constant="one message for all items, trained alike",
@@ -34,25 +35,30 @@ MEASURES = dict( # name -> first arm, second arm, what their difference is
 
 GROUPS = 'need', 'family' # columns that take measures apart, where they are there
 
-# %% ../../nbs/11_audit/02_items.ipynb #57da598a
+# %% ../../nbs/11_audit/02_items.ipynb #e2b8d224
 _WANTED = ['item', 'arm', 'partner', 'seed', 'utility']
 _JSD = dict(jsd_first='', jsd_answer='_answer')
 
 def check_items(
     items:pd.DataFrame, # a row a trial: item, arm, partner, seed, utility; perhaps jsd_first, jsd_answer, need, family
 )->pd.DataFrame: # a copy of what is asked of it, utilities as numbers
-    "The rows of an audit; raises `InterlatError` for a column that is missing, a trial that is there twice, a value outside its range and an old name of an arm."
+    """The rows of an audit. Raises `InterlatError` for a column that is missing, a trial that is there twice,
+    a value outside its range and an old name of an arm."""
     items = pd.DataFrame(items)
-    if missing := [c for c in _WANTED if c not in items]: raise InterlatError(f"items of an audit need a column {missing[0]!r}; found {', '.join(map(str, items))}")
+    if missing := [c for c in _WANTED if c not in items]:
+        raise InterlatError(f"items of an audit need a column {missing[0]!r}; found {', '.join(map(str, items))}")
     if items.empty: raise InterlatError("items of an audit: the table has no rows")
-    if (items.arm == 'self_message').any(): raise InterlatError("arm 'self_message' is 'same_type' now: in audits `self` is the receiver's own message")
+    if (items.arm == 'self_message').any():
+        raise InterlatError("arm 'self_message' is 'same_type' now: in audits `self` is the receiver's own message")
     keys = [c for c in (*GROUPS, 'item', 'arm', 'partner', 'seed') if c in items]
     for c in keys:
         if c != 'partner' and items[c].isna().any(): raise InterlatError(f"items of an audit: a row without {c}")
     if 'need' in items and not items.need.isin([True, False]).all():
         raise InterlatError(f"need is True or False, found {items.need[~items.need.isin([True, False])].iloc[0]!r}")
     twice = items.loc[items.duplicated(keys), keys]
-    if len(twice): raise InterlatError("items of an audit: the same trial twice, " + ', '.join(f'{c} {v}' for c, v in twice.iloc[0].dropna().items()))
+    if len(twice):
+        trial = ', '.join(f'{c} {v}' for c, v in twice.iloc[0].dropna().items())
+        raise InterlatError(f"items of an audit: the same trial twice, {trial}")
     out = items[keys].copy()
     for c, most in {'utility': 1, 'jsd_first': log(2), 'jsd_answer': log(2)}.items():
         if c in items: out[c] = _numbers(items, c, most)
@@ -63,10 +69,12 @@ def _numbers(items, column, most):
     try: values = items[column].astype(float)
     except (TypeError, ValueError) as e: raise InterlatError(f"items of an audit: {column} is not a number: {one_line(e)}") from e
     odd = items[~values.isna() & ~values.between(-1e-6, most + 1e-6)]
-    if len(odd): raise InterlatError(f"{column} must be between 0 and {most:.4g}, found {odd.iloc[0][column]} (item {odd.iloc[0]['item']}, arm {odd.iloc[0]['arm']})")
+    if len(odd):
+        r = odd.iloc[0]
+        raise InterlatError(f"{column} must be between 0 and {most:.4g}, found {r[column]} (item {r['item']}, arm {r.arm})")
     return values.clip(0, most)
 
-# %% ../../nbs/11_audit/02_items.ipynb #5b81faae
+# %% ../../nbs/11_audit/02_items.ipynb #8f8fd948
 def by_item(
     items:pd.DataFrame, # as `check_items` gives them, of one group
     column:str='utility', # what is averaged: utility, jsd_first or jsd_answer
@@ -92,9 +100,10 @@ def check_identities(
         off = (found[whole] - found[a] - found[b]).abs()
         if (off > 1e-9).any():
             i = off.idxmax()
-            raise InterlatError(f"identity {whole} = {a} + {b} is broken at item {i}: {found[whole][i]:g} is not {found[a][i]:g} + {found[b][i]:g}")
+            left, right = f'{found[whole][i]:g}', f'{found[a][i]:g} + {found[b][i]:g}'
+            raise InterlatError(f"identity {whole} = {a} + {b} is broken at item {i}: {left} is not {right}")
 
-# %% ../../nbs/11_audit/02_items.ipynb #d4700996
+# %% ../../nbs/11_audit/02_items.ipynb #d0bc8da0
 _FEW = 5 # items that differ: with fewer, a t-test has nothing to guess a spread from
 
 def _wide(n, level):
@@ -111,19 +120,24 @@ def _equivalence(a, b, margin):
         low, high = min(low, few[0]), max(high, few[1])
     return dict(tost_p=p, tost_low=low, tost_high=high, equivalent=bool(-margin < low and high < margin))
 
+def _paired(x, y, level, seed):
+    "`paired_rates`, its bootstrap widened for few items, and the name of the test."
+    whole = bool(np.isin([x, y], (0, 1)).all())
+    found = paired_rates(x, y, level if whole else _wide(len(x), level), seed)
+    return found | dict(test='McNemar' if whole else 'sign-flip')
+
 def _difference(rates, a, b, level, margin, seed):
     "One row of the table: arm `a` minus arm `b`."
     if not {a, b} <= {*rates}: x = y = np.empty(0)
     else: x, y = rates[[a, b]].dropna().to_numpy().T
-    n, whole = len(x), bool(np.isin([x, y], (0, 1)).all())
-    found = paired_rates(x, y, level if whole else _wide(n, level), seed)
-    row = dict(a=a, b=b, n=n, missing=len(rates) - n, mean=found['difference'], ci_low=found['ci_low'], ci_high=found['ci_high'],
-               p_value=found['p_value'] if n else nan, test=('McNemar' if whole else 'sign-flip') if n else None,
-               a_only=found['a_only'], b_only=found['b_only'], mde=detectable_effect(n, float(((x-y)**2).mean()), level) if n else nan)
+    n, found = len(x), _paired(x, y, level, seed)
+    if n: found['mde'] = detectable_effect(n, float(((x-y)**2).mean()), level)
+    else: found |= dict(p_value=nan, test=None, mde=nan)
+    row = dict(a=a, b=b, missing=len(rates) - n, mean=found.pop('difference')) | found
     return row if margin is None else row | _equivalence(x, y, margin)
 
-# %% ../../nbs/11_audit/02_items.ipynb #11fce783
-def _distance(far, floor, name, arm, level, seed):
+# %% ../../nbs/11_audit/02_items.ipynb #ecbc0e37
+def _distance(far, floor, arm, level, seed):
     "One row of the table: how far the receiver's distribution moved, in nats, and whether that is more than noise."
     known = far.dropna()
     n = len(known)
@@ -144,10 +158,11 @@ def _distances(items, rates, level, seed):
         for name, arm, what in (('PL', 'none', 'without the message'), ('CIC', 'other', "with another item's")):
             moved = far[arm] if arm in far else pd.Series(nan, rates.index)
             where = 'over the answer' if end else 'at the first token'
-            rows[name + end] = dict(kind='distance', what=f"how far the receiver moves {what}, {where}, nats") | _distance(moved, floor, name, arm, level, seed)
+            row = dict(kind='distance', what=f"how far the receiver moves {what}, {where}, nats")
+            rows[name + end] = row | _distance(moved, floor, arm, level, seed)
     return rows
 
-# %% ../../nbs/11_audit/02_items.ipynb #595bf90c
+# %% ../../nbs/11_audit/02_items.ipynb #785e7ebd
 def _table(items, level, margin, seed):
     "The measures of one group."
     rates = by_item(items)
@@ -158,22 +173,23 @@ def _table(items, level, margin, seed):
     for arm in (a for a in rates if a not in spoken):
         rows[f'current - {arm}'] = compare('arm', f"against: {ARMS.get(arm, 'an arm of your own')}", 'current', arm)
     lost = items[items.utility.isna()].arm.value_counts()
-    table = pd.DataFrame([dict(measure=name, **row, not_run=int(lost.get(row['a'], 0) + lost.get(row['b'], 0))) for name, row in rows.items()])
+    for row in rows.values(): row['not_run'] = int(lost.get(row['a'], 0) + lost.get(row['b'], 0))
+    table = pd.DataFrame([dict(measure=name) | row for name, row in rows.items()])
     for p in ('p', 'tost') if margin is not None else ('p',):
         raw = table['p_value' if p == 'p' else 'tost_p']
         table[f'{p}_holm'] = raw.groupby(table.kind).transform(holm)
     return table
 
-_ORDER = ['measure', 'kind', 'a', 'b', 'what', 'n', 'missing', 'not_run', 'mean', 'ci_low', 'ci_high', 'p_value', 'p_holm', 'test', 'a_only', 'b_only',
-          'mde', 'floor', 'tost_p', 'tost_holm', 'tost_low', 'tost_high', 'equivalent']
+_ORDER = ['measure', 'kind', 'a', 'b', 'what', 'n', 'missing', 'not_run', 'mean', 'ci_low', 'ci_high', 'p_value', 'p_holm', 'test',
+          'a_only', 'b_only', 'mde', 'floor', 'tost_p', 'tost_holm', 'tost_low', 'tost_high', 'equivalent']
 
 def measures(
     items:pd.DataFrame, # a row a trial: item, arm, partner, seed, utility; perhaps jsd_first, jsd_answer, need, family
     margin:float|None=None, # largest difference that counts as none, fixed before anything ran; None: equivalence is not tested
     level:float=.95, # confidence of the intervals
     seed:int=0, # of the bootstrap and of the signs
-)->pd.DataFrame: # a row a measure, under its name; where `need` or `family` are there, a table for each of their values, one below the other
-    """The table of an audit: each measure over the items that have both its arms (`n`; `missing` lack one, `not_run` trials gave no utility).
+)->pd.DataFrame: # a row a measure, under its name; for each value of `need` and `family`, where they are there, one below the other
+    """The table of an audit: each measure over its `n` items with both arms; `missing` lack one, `not_run` trials gave no utility.
     Raises `InterlatError` as `check_items` does, and for a broken identity."""
     items = check_items(items)
     keys = [c for c in GROUPS if c in items]

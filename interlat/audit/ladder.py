@@ -11,7 +11,7 @@ from ..core.basics import *
 from ..evaluation.summary import *
 from .items import *
 
-# %% ../../nbs/11_audit/03_ladder.ipynb #657fe5ca
+# %% ../../nbs/11_audit/03_ladder.ipynb #f5c11dc2
 TEXTS = 'text', 'text_equal_bytes', 'text_equal_time' # which is the stated one, if none is named: the first that is there
 
 _RUNGS = {1: ('better than no message', ['none']), 3: ('better than text of equal bytes and of equal time', list(TEXTS[1:])),
@@ -22,7 +22,8 @@ def _against(rows, arm):
     found = rows[(rows.a == 'current') & (rows.b == arm) & (rows.kind != 'distance')]
     if found.empty or not found.n.iloc[0]: return f"not measured: no item has both `current` and `{arm}`"
     r = found.iloc[0]
-    ends = f"{100*r['mean']:+.1f} points over `{arm}` (95 % interval {100*r.ci_low:+.1f} to {100*r.ci_high:+.1f}, {p_words(r.p_value)}, {r.n} items)"
+    interval = f"95 % interval {100*r.ci_low:+.1f} to {100*r.ci_high:+.1f}, {p_words(r.p_value)}, {r.n} items"
+    ends = f"{100*r['mean']:+.1f} points over `{arm}` ({interval})"
     if r.ci_high < 0: return f"worse: {ends}"
     if r.ci_low <= 0: return f"the interval crosses 0: {ends}"
     return f"too few items for the test: {ends}" if r.p_value >= .05 else ''
@@ -39,7 +40,7 @@ def _climb(rows, text):
         return 5, "E6, still when the receiver lacks the information: not measured; in these items it has it (need is False)"
     return 6, ''
 
-# %% ../../nbs/11_audit/03_ladder.ipynb #1b917c57
+# %% ../../nbs/11_audit/03_ladder.ipynb #57590b70
 def rung(
     table:pd.DataFrame, # of `measures`, or the items that it takes
     text:str|None=None, # the text arm of E2; None: the first of `TEXTS` that is there
@@ -50,7 +51,8 @@ def rung(
     if missing := [c for c in ('kind', 'a', 'b', 'n', 'mean', 'ci_low', 'ci_high', 'p_value') if c not in table]:
         raise InterlatError(f"a table of measures has a column {missing[0]!r}; found {', '.join(map(str, table))}")
     for c in GROUPS:
-        if c in table and table[c].isna().any(): raise InterlatError(f"a table of measures has rows with {c} and rows without; say it of all, or of none")
+        if c in table and table[c].isna().any():
+            raise InterlatError(f"a table of measures has rows with {c} and rows without; say it of all, or of none")
     if 'need' in table and table.need.eq(True).any(): table = table[table.need.eq(True)]
     parts = table.groupby('family', sort=False) if 'family' in table else [('', table)]
     reached = {family: _climb(rows, text) for family, rows in parts}

@@ -12,7 +12,7 @@ from scipy.stats import norm
 from ..core.basics import *
 from ..core.stats import *
 
-# %% ../../nbs/11_audit/05_planning.ipynb #9a4f290d
+# %% ../../nbs/11_audit/05_planning.ipynb #116f2894
 def _smallest(enough):
     "The smallest whole number above 1 that is enough, where every larger one is too."
     least, high = 1, 2
@@ -24,13 +24,14 @@ def _smallest(enough):
 
 def items_to_see(
     difference:float, # of success rates, in (0, 1], e.g. .05 for 5 points
-    discordant:float, # part of the items that come out differently, at least as large as the difference; of fractions, their mean squared difference
+    discordant:float, # part of the items that come out differently, no smaller; of fractions, their mean squared difference
     level:float=.95, # confidence of the two-sided test
     power:float=.8, # chance to see it
 )->int: # items that are played under both arms
-    "How many items reveal a paired difference; raises `InterlatError` outside the ranges, and for less discordance than the difference itself makes."
+    "How many items reveal a paired difference; raises `InterlatError` outside the ranges, and where fewer items differ than that takes."
     _check(discordant, level, power, difference=difference)
-    if discordant < difference: raise InterlatError(f"discordant {discordant:g} is less than the difference {difference:g}, which takes as many items that differ")
+    if discordant < difference:
+        raise InterlatError(f"discordant {discordant:g} is less than the difference {difference:g}, which takes as many items that differ")
     return _smallest(lambda n: detectable_effect(n, discordant, level, power) <= difference)
 
 def _check(discordant, level, power, **sizes):
@@ -41,7 +42,7 @@ def _check(discordant, level, power, **sizes):
     for name, value in sizes.items():
         if not 0 < value <= 1: raise InterlatError(f"{name} must be in (0, 1], found {value}; points are hundredths")
 
-# %% ../../nbs/11_audit/05_planning.ipynb #aab2e6ff
+# %% ../../nbs/11_audit/05_planning.ipynb #4ecf80bc
 def equivalence_power(
     n:int, # items
     margin:float, # in (0, 1]
@@ -61,12 +62,13 @@ def items_to_equate(
     level:float=.95, # 1 - level is the chance of a false equivalence
     power:float=.8, # chance to show it
 )->int: # items that are played under both arms
-    "How many items show equivalence within a margin; raises `InterlatError` outside the ranges, and for a true difference that is no smaller than the margin."
+    "How many items show equivalence within a margin; raises `InterlatError` outside the ranges, and where the truth is not within it."
     _check(discordant, level, power, margin=margin)
-    if not abs(difference) < margin: raise InterlatError(f"a true difference of {difference:g} is not within the margin {margin:g}: no number of items shows that it is")
+    if not abs(difference) < margin:
+        raise InterlatError(f"a true difference of {difference:g} is not within the margin {margin:g}: no number of items shows that it is")
     return _smallest(lambda n: equivalence_power(n, margin, discordant, difference, level) >= power)
 
-# %% ../../nbs/11_audit/05_planning.ipynb #ad28c661
+# %% ../../nbs/11_audit/05_planning.ipynb #c3b57295
 def plan_items(
     sizes=(.028, .05, .1, .2), # differences to see, and margins to be equivalent within, each in (0, 1]
     discordant=(.05, .1, .2, .4), # shares of items that come out differently
@@ -74,6 +76,7 @@ def plan_items(
     power:float=.8, # chance of success
 )->pd.DataFrame: # size, discordant, to_see, to_equate (items; missing where fewer items differ than the size takes)
     "How many items an audit takes; raises `InterlatError` as the two counts do."
-    rows = [dict(size=d, discordant=s, to_see=items_to_see(d, s, level, power) if s >= d else None, to_equate=items_to_equate(d, s, 0., level, power))
-            for d in sizes for s in discordant]
+    see = lambda d, s: items_to_see(d, s, level, power) if s >= d else None
+    equate = lambda d, s: items_to_equate(d, s, 0., level, power)
+    rows = [dict(size=d, discordant=s, to_see=see(d, s), to_equate=equate(d, s)) for d in sizes for s in discordant]
     return pd.DataFrame(rows).astype(dict(to_see='Int64', to_equate='Int64'))

@@ -30,12 +30,14 @@ def tost_paired(
     Raises `InterlatError` for columns that do not fit, without a margin, and for differences all alike of utilities outside [0, 1]."""
     a, b = (np.asarray(list(x), dtype=float) for x in (a, b))
     if len(a) != len(b): raise InterlatError(f"paired utilities must be of the same items, found {len(a)} and {len(b)}")
-    if len(a) < 2 or not np.isfinite([a, b]).all(): raise InterlatError(f"equivalence wants two items or more with finite utilities, found {len(a)}")
+    if len(a) < 2 or not np.isfinite([a, b]).all():
+        raise InterlatError(f"equivalence wants two items or more with finite utilities, found {len(a)}")
     if not margin > 0: raise InterlatError(f"margin must be above 0, found {margin}")
     d = a - b
     if np.ptp(d) < 1e-9: # no spread but that of rounding
         outside = [float(x) for x in (*a, *b) if not 0 <= x <= 1]
-        if outside: raise InterlatError(f"all differences are {d[0]:g}; without spread only utilities in [0, 1] can be judged, found {outside[0]:g}")
+        if outside:
+            raise InterlatError(f"all differences are {d[0]:g}; without spread only utilities in [0, 1] are judged, found {outside[0]:g}")
         return _no_spread(float(d[0]), len(d), margin)
     found = DescrStatsW(d)
     low, high = found.tconfint_mean(.1)
@@ -53,7 +55,7 @@ def discordant_interval(
     n:int, # items played under both
     level:float=.9, # confidence; 90 % is that of two one-sided tests at 5 %
 )->tuple[float,float]: # (low, high) of rate a minus rate b
-    "A careful interval for a paired difference of rates, by the exact limits of those pairs that differ; raises `InterlatError` for counts that do not fit."
+    "An interval for a paired difference of rates by the exact limits of the pairs that differ; raises `InterlatError` for odd counts."
     check_range(1, n=n)
     check_range(0, a_only=a_only, b_only=b_only)
     check_range(0, n, **{'a_only + b_only': a_only + b_only})
