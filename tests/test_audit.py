@@ -1,5 +1,5 @@
 "Tables whose measures and rungs are known, planted faults, derangements wherever they exist, and how often intervals hold what is true."
-import math
+import io, math
 from collections import Counter
 from itertools import product
 
@@ -115,6 +115,13 @@ def test_distances_count_above_the_floor():
     (lambda t: t.assign(need='yes'), "need is True or False, found 'yes'")))
 def test_tables_that_are_refused(change, said):
     with pytest.raises(InterlatError, match=said): measures(change(table(current=wins(10, 5), none=wins(10, 3))))
+
+
+@pytest.mark.parametrize('written', (lambda t: t.astype(dict(item='category', arm='category')), lambda t: pd.read_csv(io.StringIO(t.to_csv(index=False))),
+                                     lambda t: t.assign(utility=t.utility == 1), lambda t: t.convert_dtypes(), lambda t: t.to_dict('records')))
+def test_how_a_table_is_written_does_not_matter(written):
+    t = table(current=wins(20, 15), none=wins(20, 5), mine=wins(20, 9)).assign(item=lambda t: 'q' + t['item'].astype(str).str.zfill(2))
+    assert measures(written(t), margin=.1).equals(measures(t, margin=.1))
 
 
 def test_need_and_family_take_measures_apart():

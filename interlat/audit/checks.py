@@ -31,7 +31,7 @@ def check_masked(
             raise InterlatError(f"check masked failed: {name} is {off[1]:.3g} nats at item {off[0]} with the message masked, "
                                 f"the floor is {floor:g}; the mask hides not all")
 
-# %% ../../nbs/11_audit/04_checks.ipynb #58953352
+# %% ../../nbs/11_audit/04_checks.ipynb #f61c357d
 def check_swapped(
     cic, # JSD in nats, a number or one an item: the current message against itself in the other's place
     cag, # utility with the current message minus that with itself in the other's place
@@ -40,8 +40,8 @@ def check_swapped(
     "The check `swapped`: raises `InterlatError` for the first item that is not exactly 0."
     for name, values in (('CIC', cic), ('CAG', cag)):
         if off := _first_off(values, 0, ids):
-            raise InterlatError(f"check swapped failed: {name} is {off[1]:.3g} at item {off[0]} with the current message in the other's place, "
-                                "not 0; the two arms differ by more than the message")
+            raise InterlatError(f"check swapped failed: {name} is {off[1]:.3g} at item {off[0]} with the current message in the "
+                                "other's place, not 0; the two arms differ by more than the message")
 
 # %% ../../nbs/11_audit/04_checks.ipynb #cfc78098
 def nld(

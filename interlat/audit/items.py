@@ -35,7 +35,7 @@ MEASURES = dict( # name -> first arm, second arm, what their difference is
 
 GROUPS = 'need', 'family' # columns that take measures apart, where they are there
 
-# %% ../../nbs/11_audit/02_items.ipynb #e2b8d224
+# %% ../../nbs/11_audit/02_items.ipynb #f5bcb286
 _WANTED = ['item', 'arm', 'partner', 'seed', 'utility']
 _JSD = dict(jsd_first='', jsd_answer='_answer')
 
@@ -59,7 +59,8 @@ def check_items(
     if len(twice):
         trial = ', '.join(f'{c} {v}' for c, v in twice.iloc[0].dropna().items())
         raise InterlatError(f"items of an audit: the same trial twice, {trial}")
-    out = items[keys].copy()
+    plain = {c: object for c in keys if isinstance(items[c].dtype, pd.CategoricalDtype)} # or pairs that were never played would be there
+    out = items[keys].astype(plain)
     for c, most in {'utility': 1, 'jsd_first': log(2), 'jsd_answer': log(2)}.items():
         if c in items: out[c] = _numbers(items, c, most)
     return out
@@ -162,7 +163,7 @@ def _distances(items, rates, level, seed):
             rows[name + end] = row | _distance(moved, floor, arm, level, seed)
     return rows
 
-# %% ../../nbs/11_audit/02_items.ipynb #785e7ebd
+# %% ../../nbs/11_audit/02_items.ipynb #2d0171aa
 def _table(items, level, margin, seed):
     "The measures of one group."
     rates = by_item(items)
@@ -190,8 +191,10 @@ def measures(
     seed:int=0, # of the bootstrap and of the signs
 )->pd.DataFrame: # a row a measure, under its name; for each value of `need` and `family`, where they are there, one below the other
     """The table of an audit: each measure over its `n` items with both arms; `missing` lack one, `not_run` trials gave no utility.
-    Raises `InterlatError` as `check_items` does, and for a broken identity."""
+    Raises `InterlatError` as `check_items` does, for a broken identity, and for a level or a margin that is none."""
     items = check_items(items)
+    if not 0 < level < 1: raise InterlatError(f"level is a probability between 0 and 1, found {level}")
+    if margin is not None and not 0 < margin <= 1: raise InterlatError(f"margin must be in (0, 1], found {margin}; points are hundredths")
     keys = [c for c in GROUPS if c in items]
     parts = items.groupby(keys, sort=False) if keys else [((), items)]
     tables = [_table(part, level, margin, seed).assign(**dict(zip(keys, values))) for values, part in parts]
