@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['wilson', 'mcnemar', 'bootstrap_ci', 'rate_interval', 'sign_flip', 'paired_rates', 'minimum_detectable_effect',
-           'detectable_effect', 'holm', 'tost_paired']
+           'detectable_effect', 'holm', 'tost_paired', 'discordant_interval']
 
 # %% ../nbs/14_doors/11_stats.ipynb #79256cac
 from .core.stats import *
 from .core.equivalence import *
 
 # %% ../nbs/14_doors/11_stats.ipynb #5c40227b
-_all_ = ['wilson', 'mcnemar', 'bootstrap_ci', 'rate_interval', 'sign_flip', 'paired_rates', 'minimum_detectable_effect', 'detectable_effect', 'holm', 'tost_paired']
+_all_ = ['wilson', 'mcnemar', 'bootstrap_ci', 'rate_interval', 'sign_flip', 'paired_rates',
+         'minimum_detectable_effect', 'detectable_effect', 'holm', 'tost_paired', 'discordant_interval']
