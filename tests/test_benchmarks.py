@@ -75,10 +75,8 @@ def test_collecting_against_the_way_that_reads_twice(capsys, tmp_path):
 
 def test_training_step_against_the_plain_one():
     if not Path('/proc/self/clear_refs').exists(): pytest.skip('needs /proc')
-    bench = script('train')
-    result = bench.measure(300, .5, steps=2, turns=1)
-    assert [(r['side'], r['gradients']) for r in result['rows']] == [*bench.SIDES] and all(r['faster'] > 0 for r in result['rows'])
-    assert result['head']['over_products'] > 0
+    result = script('train').measure(300, steps=2, turns=1)
+    assert [r['side'] for r in result['rows']] == ['plain', 'unpacked', 'packed'] and result['faster_packed'] > 0
     assert max(r['loss'] for r in result['rows']) - min(r['loss'] for r in result['rows']) < 1e-3
 
 
