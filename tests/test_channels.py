@@ -1,0 +1,104 @@
+"The channels meet the numbers that were recorded from the published code, and say in a batch what they say alone."
+import json
+from pathlib import Path
+
+import pytest, torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from interlat.core.basics import *
+from interlat.models.lm import *
+from interlat.channels.payloads import *
+from interlat.channels.keyvalues import *
+from interlat.channels.protocol import *
+from interlat.channels.latentmas import *
+
+GOLDEN = Path(__file__).resolve().parents[2]/'shared'/'golden'/'channels'
+needs_golden = pytest.mark.skipif(not GOLDEN.exists(), reason='recorded numbers of the channels (shared/golden/channels) not at hand')
+
+
+def recorded(name): return load_file(GOLDEN/f'{name}.safetensors')
+
+
+def tiny(name):
+    "A recorded model, without a tokenizer: ids in, ids out."
+    from transformers import AutoConfig, AutoModelForCausalLM
+    path = GOLDEN/f'tiny_{name}.safetensors'
+    with safe_open(path, 'pt') as f: config = json.loads(f.metadata()['config'])
+    lm = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config)).eval()
+    lm.load_state_dict(load_file(path))
+    return Agent(lm, None)
+
+
+WORST = {} # what was compared -> the largest difference found, and what is allowed
+
+
+def meet(found, wanted, what, most=1e-5):
+    "Hold a number against a recorded one: relative to the largest value, at least 1."
+    assert found.shape == wanted.shape, (what, found.shape, wanted.shape)
+    apart = ((found.double() - wanted.double()).abs().max()/wanted.double().abs().max().clamp(min=1)).item()
+    WORST[what] = max(WORST.get(what, (0, 0))[0], apart), most
+    assert apart <= most, f'{what}: {apart:.2e}'
+
+
+@pytest.fixture(scope='module', autouse=True)
+def said():
+    "After all: what was met, and how well (pytest -s)."
+    yield
+    for what, (apart, most) in WORST.items(): print(f'{what:50} {apart:.1e} of {most:.0e}')
+
+
+@needs_golden
+def test_latentmas_embeds_as_recorded():
+    g, lm = recorded('latentmas'), tiny('qwen2').model
+    W, tau = latentmas_realignment(lm.get_input_embeddings().weight, lm.get_output_embeddings().weight)
+    meet(W, g['realign.matrix'], 'latentmas W')
+    meet(tau[None], g['realign.target_norm'], 'latentmas tau')
+    meet(g['realign.input'] @ W, g['realign.on_before_norm'], 'latentmas hW')
+    meet(latentmas_embed(g['realign.input'], W, tau), g['realign.on'], 'latentmas on')
+    meet(latentmas_embed(g['realign.input'], None, tau), g['realign.off'], 'latentmas off')
+
+
+class Watched(LatentMAS):
+    "Keeps what goes in and out of `feed`."
+    def feed(self, lm):
+        feed, self.fed = super().feed(lm), []
+        def watched(h):
+            self.fed.append((h, feed(h)))
+            return self.fed[-1][1]
+        return watched
+
+
+ROWS = {'single.row0': dict(realign=True), 'single.row1': dict(realign=True), 'single.row2': dict(realign=True), 'norealign.row0': dict(),
+        'latent_only.row0': dict(realign=True, keep='steps'), 'sequential_info_only.row0': dict(realign=True, keep='newest')}
+
+
+def latentmas_met(g, agent, channel, payload, name, i, what):
+    for x, key in zip((0, 1), ('state', 'embed')): meet(torch.stack([f[x][i] for f in channel.fed])[None], g[f'{name}.{key}'], f'{what} {key}')
+    for l in range(3):
+        meet(payload.keys[l][None], g[f'{name}.kv.k.{l}'], f'{what} keys')
+        meet(payload.values[l][None], g[f'{name}.kv.v.{l}'], f'{what} values')
+
+
+@needs_golden
+@pytest.mark.parametrize('name', ROWS)
+def test_latentmas_hands_on_what_was_recorded(name):
+    g, agent, row = recorded('latentmas'), tiny('qwen2'), name.split('.')[1]
+    channel = Watched(4, **ROWS[name])
+    prompts, last = [g[f'prompt.agent{a}.{row}'].tolist() for a in range(3)], g[f'prompt.judger.{row}'].tolist()
+    sent = channel.send(agent, [prompts])
+    latentmas_met(g, agent, channel, sent[0], name, 0, f'latentmas {name.split(".")[0]}')
+    heard = channel.receive(agent, [last], sent, 8)
+    meet(heard.logits, g[f'{name}.judger_logits'], f'latentmas {name.split(".")[0]} logits')
+    assert heard.token_ids == [g[f'{name}.tokens'].tolist()]
+
+
+@needs_golden
+def test_latentmas_in_a_batch_is_each_row_alone():
+    g, agent, channel = recorded('latentmas'), tiny('qwen2'), Watched(4, realign=True)
+    sent = channel.send(agent, [[g[f'prompt.agent{a}.row{i}'].tolist() for a in range(3)] for i in range(3)])
+    heard = channel.receive(agent, [g[f'prompt.judger.row{i}'].tolist() for i in range(3)], sent, 8)
+    for i in range(3):
+        latentmas_met(g, agent, channel, sent[i], f'single.row{i}', i, 'latentmas batch')
+        meet(heard.logits[i:i+1], g[f'single.row{i}.judger_logits'], 'latentmas batch logits')
+        assert heard.token_ids[i] == g[f'single.row{i}.tokens'].tolist()
