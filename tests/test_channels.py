@@ -8,10 +8,14 @@ from safetensors.torch import load_file
 
 from interlat.core.basics import *
 from interlat.models.lm import *
+from interlat.models.causal_lm import *
+from interlat.models.chat import *
+from interlat.models.cache import *
 from interlat.channels.payloads import *
 from interlat.channels.keyvalues import *
 from interlat.channels.protocol import *
 from interlat.channels.latentmas import *
+from interlat.channels.statebridge import *
 
 GOLDEN = Path(__file__).resolve().parents[2]/'shared'/'golden'/'channels'
 needs_golden = pytest.mark.skipif(not GOLDEN.exists(), reason='recorded numbers of the channels (shared/golden/channels) not at hand')
@@ -102,3 +106,49 @@ def test_latentmas_in_a_batch_is_each_row_alone():
         latentmas_met(g, agent, channel, sent[i], f'single.row{i}', i, 'latentmas batch')
         meet(heard.logits[i:i+1], g[f'single.row{i}.judger_logits'], 'latentmas batch logits')
         assert heard.token_ids[i] == g[f'single.row{i}.tokens'].tolist()
+
+
+# StateBridge
+
+@needs_golden
+@pytest.mark.parametrize('name', ['tall', 'mirrored', 'short', 'short.noise'])
+def test_statebridge_aligns_as_recorded(name):
+    g, E = recorded('statebridge'), tiny('qwen2').model.get_input_embeddings().weight.detach()
+    tau, key = g['target_norm'], name.replace('.', '_').replace('short_noise', 'short.noise')
+    first = {'short.noise': 'short.noise_'}.get(key, f'{name}.')
+    h, ids = g[f'{first}states'], g['short.token_ids' if 'short' in name else 'tall.token_ids']
+    e = E[ids]
+    meet(E.norm(dim=1).mean()[None], tau, 'statebridge tau')
+    aligned = statebridge_align(h, e)
+    meet(tau*aligned/aligned.norm(dim=-1, keepdim=True), g[f'{first}calibrated'], f'statebridge {name} calibrated', 1e-4)
+    meet(statebridge_prefix(h, e, E, tau, anchor=0.), g[f'{first}calibrated'], f'statebridge {name} calibrated', 1e-4)
+    if f'{first}anchored' in g:
+        meet(statebridge_prefix(h, e, E, tau), g[f'{first}anchored'], f'statebridge {name} anchored', 1e-4)
+        assert torch.equal(nearest_rows(tau*aligned[0], E), g[f'{first}anchor_ids'])
+    fit = statebridge_fit(h[0], e[0])
+    if f'{first}flipped' in g: assert bool(fit.flipped) == bool(g[f'{first}flipped'])
+    if f'{first}rotation' in g: meet(fit.rotation, g[f'{first}rotation'], 'statebridge rotation', 1e-4)
+    if f'{first}singular_values' in g: meet(fit.singular_values, g[f'{first}singular_values'], 'statebridge singular values')
+    for root, cov in ((fit.colour, 'cov_e'), (torch.linalg.inv(fit.whiten), 'cov_h')):
+        if f'{first}{cov}' in g: meet(root @ root, g[f'{first}{cov}'], f'statebridge {cov}', 1e-4)
+
+
+@needs_golden
+def test_statebridge_sends_and_reads_as_recorded():
+    g, agent = recorded('statebridge'), tiny('qwen2')
+    door = causal_lm(agent.model)
+    prompt, ids = g['sender.prompt'][0], {k: g[f'sender.{k}.token_ids'][0] for k in ('hook', 'no_hook')}
+    for k, layer in (('hook', len(door.layers)), ('no_hook', None)):
+        rows, states = Rows(agent.model, 1, layer=layer), []
+        for t in (prompt, *ids[k][:-1,None]):
+            with torch.no_grad(): z = read_ids(rows, [t.tolist()])
+            states.append(z if layer is None else rows.beside)
+        meet(torch.cat(states)[None], g[f'sender.{k}.states'], f'statebridge sender {k}')
+    channel = StateBridge(6)
+    prefix = channel.rows(agent.model, ids['hook'][-6:].tolist(), g['sender.hook.states'][0,-6:])
+    meet(prefix[None], g['receiver.prefix'], 'statebridge prefix', 1e-4)
+    chat = g['receiver.prompt'][0].tolist()
+    for where, at in (('inserted', int(g['ins'])), ('prepended', 0)):
+        heard = channel.receive(agent, [Chat(chat, [0]*len(chat), at)], [States(g['receiver.prefix'][0])], 7)
+        meet(heard.logits, g[f'receiver.{where}.logits'], f'statebridge {where} logits')
+        assert heard.token_ids == [g[f'receiver.{where}.tokens'].tolist()]
