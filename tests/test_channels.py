@@ -16,6 +16,9 @@ from interlat.channels.keyvalues import *
 from interlat.channels.protocol import *
 from interlat.channels.latentmas import *
 from interlat.channels.statebridge import *
+from interlat.channels.cipher import *
+from interlat.channels.sde import *
+from interlat.channels.projector import *
 
 GOLDEN = Path(__file__).resolve().parents[2]/'shared'/'golden'/'channels'
 needs_golden = pytest.mark.skipif(not GOLDEN.exists(), reason='recorded numbers of the channels (shared/golden/channels) not at hand')
@@ -152,3 +155,68 @@ def test_statebridge_sends_and_reads_as_recorded():
         heard = channel.receive(agent, [Chat(chat, [0]*len(chat), at)], [States(g['receiver.prefix'][0])], 7)
         meet(heard.logits, g[f'receiver.{where}.logits'], f'statebridge {where} logits')
         assert heard.token_ids == [g[f'receiver.{where}.tokens'].tolist()]
+
+
+# CIPHER, state deltas, C2C's projector
+
+@needs_golden
+def test_cipher_mixes_as_recorded():
+    g, E = recorded('cipher'), tiny('llama').model.get_input_embeddings().weight.detach()
+    for name, how in dict(probs_top_k=(7, None), probs_top_p=(None, .6), probs_both=(7, .6)).items():
+        meet(cipher_probs(g['step.logits'], .38, *how), g[f'step.{name}'], f'cipher {name}')
+    meet(cipher_embed(g['step.logits'], E, .38), g['step.embedding_float32_ours'], 'cipher embedding')
+    assert torch.equal(nearest_rows(cipher_embed(g['step.logits'], E, .38), E), g['step.nearest_ids'])
+
+
+@needs_golden
+@pytest.mark.parametrize('t', [.38, 0, 1.3])
+def test_cipher_sends_what_was_recorded(t):
+    g, agent, E = recorded('cipher'), tiny('llama'), tiny('llama').model.get_input_embeddings().weight.detach()
+    prompts = [g[f'prompt.row{i}'].tolist() for i in range(sum(k.startswith('prompt.') for k in g))]
+    together = Cipher(6, t).send(agent, prompts)
+    for i, prompt in enumerate(prompts):
+        for sent, what in ((Cipher(6, t).send(agent, [prompt])[0], 'alone'), (together[i], 'batch')):
+            if (key := f'float.T{t}.row{i}.message') in g:
+                meet(sent.h, g[key], f'cipher message {what}')
+                assert sent.token_ids == g[f'float.T{t}.row{i}.nearest_ids'].tolist()
+            if (key := f'half.T{t}.row{i}.message') in g: meet(sent.h[:1], g[key][:1], f'cipher half {what}', 2e-2)
+
+
+@needs_golden
+def test_state_deltas_are_sent_and_read_as_recorded():
+    g, agent = recorded('statedelta'), tiny('qwen2')
+    sent, = StateDelta((0, 2), 7, published=True).send(agent, [g['sender.prompt'].tolist()])
+    assert sent.token_ids == g['sender.token_ids'].tolist()
+    for l in (0, 2): meet(sent.deltas[l][None], g[f'sender.delta.layer{l}'], 'sde deltas')
+    ids, at = g['receiver.ids'].tolist(), int(g['receiver.start'])
+    chat = Chat(ids[:at] + ids[at+7:], [], at)
+    assert ids[at:at+7] == sent.token_ids and (g['receiver.keep_mask'] == 0).nonzero()[:,0].tolist() == list(range(at, at+7))
+    for payload, what, tokens in ((sent, 'edited', 'tokens'), (Deltas(sent.token_ids, {}), 'plain', 'plain.tokens')):
+        heard = StateDelta((0, 2)).receive(agent, [chat], [payload], 7)
+        meet(heard.logits, g[f'receiver.{what}.logits'], f'sde {what} logits')
+        assert heard.token_ids == [g[f'receiver.{tokens}'].tolist()]
+
+
+def part(g, name): return g[f'{name}.k'], g[f'{name}.v']
+
+
+@needs_golden
+def test_a_projector_fuses_as_recorded():
+    g = recorded('c2c_projector')
+    projector = C2CProjector.from_state_dict({k.removeprefix('param.'): v for k, v in g.items() if k.startswith('param.')}, 1, 8, 2, 16)
+    source, target = part(g, 'source'), part(g, 'target')
+    def gates(k, v):
+        projector.key_gate_logit.data.fill_(k)
+        projector.value_gate_logit.data.fill_(v)
+    with torch.no_grad():
+        for name, logits in (('out', (1., 1.)), ('key_closed.out', (-.5, .7))):
+            gates(*logits)
+            for x, wanted in zip(projector(source, target), part(g, name)): meet(x, wanted, f'c2c {name}')
+        for x, wanted in zip(projector.weights(source, target), part(g, 'scalar')): meet(x, wanted, 'c2c weights')
+        gates(.4, -.3)
+        projector.train().gate_temperature.fill_(.5)
+        for m in projector.modules():
+            if isinstance(m, torch.nn.Dropout): m.p = 0
+        for x, wanted in zip(projector(source, target, part(g, 'train.u')), part(g, 'train.out')): meet(x, wanted, 'c2c training')
+    found = torch.tensor([gate_temperature(s) for s in (0, 100, 964, 1929, 5000)])
+    meet(found, g['train.temperature_at_0_100_964_1929_5000'], 'c2c temperature')
