@@ -16,7 +16,9 @@ from interlat.channels.keyvalues import *
 from interlat.channels.protocol import *
 from interlat.channels.latentmas import *
 from interlat.channels.statebridge import *
+from interlat.channels.kvcomm import *
 from interlat.channels.cipher import *
+from interlat.channels.ac import *
 from interlat.channels.sde import *
 from interlat.channels.projector import *
 
@@ -190,7 +192,7 @@ def test_state_deltas_are_sent_and_read_as_recorded():
     for l in (0, 2): meet(sent.deltas[l][None], g[f'sender.delta.layer{l}'], 'sde deltas')
     ids, at = g['receiver.ids'].tolist(), int(g['receiver.start'])
     chat = Chat(ids[:at] + ids[at+7:], [], at)
-    assert ids[at:at+7] == sent.token_ids and (g['receiver.keep_mask'] == 0).nonzero()[:,0].tolist() == list(range(at, at+7))
+    assert ids[at:at+7] == sent.token_ids and not g['receiver.keep_mask'][at:at+7].any() # False: edited
     for payload, what, tokens in ((sent, 'edited', 'tokens'), (Deltas(sent.token_ids, {}), 'plain', 'plain.tokens')):
         heard = StateDelta((0, 2)).receive(agent, [chat], [payload], 7)
         meet(heard.logits, g[f'receiver.{what}.logits'], f'sde {what} logits')
@@ -220,3 +222,59 @@ def test_a_projector_fuses_as_recorded():
         for x, wanted in zip(projector(source, target, part(g, 'train.u')), part(g, 'train.out')): meet(x, wanted, 'c2c training')
     found = torch.tensor([gate_temperature(s) for s in (0, 100, 964, 1929, 5000)])
     meet(found, g['train.temperature_at_0_100_964_1929_5000'], 'c2c temperature')
+
+
+# KVComm, activations
+
+@needs_golden
+def test_kvcomm_sends_and_reads_as_recorded():
+    g, agent = recorded('kvcomm'), tiny('qwen2')
+    prompt, question = g['sender.prompt'][0].tolist(), g['receiver.prompt'][0].tolist()
+    whole, = KVComm().send(agent, [prompt])
+    for l in range(3):
+        meet(whole.keys[l][None], g[f'sender.k.{l}'], 'kvcomm sender')
+        meet(whole.values[l][None], g[f'sender.v.{l}'], 'kvcomm sender')
+    def logits(channel, payload):
+        rows, _ = channel.opened(agent, [Chat(question[:1], [], 0)], [payload], False)
+        rows = rows_with(agent.model, [payload])
+        if channel.short == 'published': rows.ahead = torch.tensor([payload.positions - 1])
+        with torch.no_grad(): return causal_lm(agent.model).logits(read_ids(rows, [question], each=True)), rows
+    meet(logits(KVComm(), whole)[0], g['all_layers.logits'], 'kvcomm all layers')
+    for short, name in (('published', 'plain'), ('shift_back', 'shift_back'), ('causal', 'ours.causal')):
+        channel = KVComm((0, 2), short)
+        sent, = channel.send(agent, [prompt])
+        found, rows = logits(channel, sent)
+        meet(found, g[f'{name}.logits'], f'kvcomm {name}')
+        if short == 'causal': continue
+        assert sent.lengths == g[f'{name}.kept_lengths'].tolist()
+        heard = channel.receive(agent, [question], [sent], 7)
+        meet(heard.logits, g[f'{name}.logits'][:,-1], f'kvcomm {name} next')
+        assert heard.token_ids == [g[f'{name}.tokens'].tolist()]
+        for l in (0, 2): meet(rows.cache.layers[l].keys, g[f'{name}.k.{l}'], f'kvcomm {name} keys')
+
+
+@needs_golden
+def test_kvcomm_chooses_layers_as_recorded():
+    g, agent = recorded('kvcomm'), tiny('qwen2')
+    whole, question = KVComm().send(agent, [g['sender.prompt'][0].tolist()]), [g['receiver.prompt'][0].tolist()]
+    meet(kvcomm_importance(agent.model, question, whole, published=True), g['importance'], 'kvcomm importance')
+    meet(kvcomm_importance(agent.model, question, whole), g['ours.importance_masked'], 'kvcomm importance masked')
+    for name, how in dict(defaults={}, prior=dict(alpha=.6, sigma=1.5)).items():
+        order = kvcomm_ranking(g['importance'], **how)
+        assert order.tolist() == g[f'ranking.{name}'].tolist()
+        assert sorted(order[:2].tolist()) == sorted(g[f'selected.{name}'].tolist())
+    assert kvcomm_map(3, 3) == g['layer_map.same'].tolist() and kvcomm_map(3, 5) == g['layer_map.3_to_5'].tolist()
+
+
+@needs_golden
+@pytest.mark.parametrize('how', HOWS)
+def test_an_activation_is_grafted_as_recorded(how):
+    g, agent = recorded('activation'), tiny('qwen2')
+    for end in ('', '.a_wider', '.a_narrower'): meet(ac_graft(g[f'graft{end or ".a"}'], g['graft.b'], how), g[f'graft.{how}{end}'], f'ac {how}')
+    channel = Activations(1, 2, how)
+    sent, = channel.send(agent, [g['sender.prompt'][0].tolist()])
+    meet(sent.a[None], g['sender.activation'], 'ac activation')
+    heard = channel.receive(agent, [g['receiver.prompt'][0].tolist()], [sent], 7)
+    meet(heard.logits, g[f'{how}.logits'], f'ac {how} logits')
+    assert heard.token_ids == [g[f'{how}.tokens'].tolist()]
+    meet(channel.receive(agent, [g['receiver.prompt'][0].tolist()], [None], 0).logits, g['alone.logits'], 'ac alone')
