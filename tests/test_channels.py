@@ -3,14 +3,16 @@ import json
 from pathlib import Path
 
 import pytest, torch
+from cast import random_lm
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file, save
 
 from interlat.core.basics import *
 from interlat.models.lm import *
 from interlat.models.causal_lm import *
 from interlat.models.chat import *
 from interlat.models.cache import *
+from interlat.agents.actor import ModelWithInsertedHiddenState
 from interlat.channels.payloads import *
 from interlat.channels.keyvalues import *
 from interlat.channels.protocol import *
@@ -21,6 +23,8 @@ from interlat.channels.cipher import *
 from interlat.channels.ac import *
 from interlat.channels.sde import *
 from interlat.channels.projector import *
+from interlat.channels.c2c import *
+from interlat.channels.bench import *
 
 GOLDEN = Path(__file__).resolve().parents[2]/'shared'/'golden'/'channels'
 needs_golden = pytest.mark.skipif(not GOLDEN.exists(), reason='recorded numbers of the channels (shared/golden/channels) not at hand')
@@ -278,3 +282,129 @@ def test_an_activation_is_grafted_as_recorded(how):
     meet(heard.logits, g[f'{how}.logits'], f'ac {how} logits')
     assert heard.token_ids == [g[f'{how}.tokens'].tolist()]
     meet(channel.receive(agent, [g['receiver.prompt'][0].tolist()], [None], 0).logits, g['alone.logits'], 'ac alone')
+
+
+@needs_golden
+def test_a_pair_fuses_and_answers_as_recorded():
+    g, actor, sharer = recorded('c2c_pair'), tiny('qwen3'), tiny('qwen2')
+    assert c2c_mapping(3, 2) == g['mapping.last_aligned'].tolist() and c2c_mapping(3, 2, 'k_nearest') == g['mapping.k_nearest'].tolist()
+    def projector(l):
+        start = f'projector.{l}.'
+        return C2CProjector.from_state_dict({k.removeprefix(start): v for k, v in g.items() if k.startswith(start)}, 2, 16, 2, 16)
+    channel, prompt = C2C([projector(0), projector(1)]), g['prompt'][0].tolist()
+    sent, = channel.send(sharer, [prompt])
+    for name, p, n in (('sharer', sent, 3), ('receiver', channel.send(actor, [prompt])[0], 2)):
+        for l in range(n):
+            meet(p.keys[l][None], g[f'{name}.k.{l}'], f'c2c {name}')
+            meet(p.values[l][None], g[f'{name}.v.{l}'], f'c2c {name}')
+    rows, _ = channel.opened(actor, [Chat(prompt, [], 0)], [sent], False)
+    for l, layer in enumerate(rows.cache.layers):
+        meet(layer.keys, g[f'fused.k.{l}'], 'c2c fused')
+        meet(layer.values, g[f'fused.v.{l}'], 'c2c fused')
+    heard, alone = (channel.receive(actor, [prompt], [p], 7) for p in (sent, None))
+    meet(heard.logits, g['logits'], 'c2c pair logits')
+    assert heard.token_ids == [g['tokens'].tolist()] and alone.token_ids == [g['tokens_alone'].tolist()]
+
+
+# What holds for every channel
+
+PROMPTS = [[7, 8, 9], [5, 6, 7, 8, 9, 10], [11, 12, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]] # in a batch with the others the first is padded by 0, 3, 11
+OPTIONS = { # the channel's name, with what is tried beside its defaults
+    'interlat': dict(max_new_tokens=5), 'text': dict(max_new_tokens=5), 'latentmas': dict(latent_steps=3, realign=True), 'latentmas newest': dict(latent_steps=3, keep='newest', rerotate=True),
+    'latentmas steps': dict(latent_steps=3, keep='steps'), 'statebridge': dict(max_new_tokens=5), 'own_tokens': dict(max_new_tokens=5), 'c2c': {}, 'kvcomm': {}, 'kvcomm causal': dict(layers=(1,)),
+    'kvcomm published': dict(layers=(1,), short='published'), 'kvcomm shift_back': dict(layers=(), short='shift_back'), 'cipher': dict(n=4, temperature=.5), 'sde': dict(max_new_tokens=5, layers=(0, -1)), 'ac': dict(k=1, j=1)}
+
+
+@pytest.fixture(scope='module', params=['qwen2', 'llama'])
+def copies(request):
+    "A sender and an actor of one family, copies of each other, in float64."
+    return [Agent(random_lm(request.param, width=32, initializer_range=.2).double(), None) for _ in 'sa']
+
+
+def made(name, sender, actor):
+    "A channel that says something, and the actor that it speaks to."
+    kind = name.split()[0]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if kind == 'c2c':
+            c = C2C.untrained(sender, actor, hidden=16, intermediate=16)
+            for p in c.projectors.double(): p.key_gate_logit.data.fill_(1), p.value_gate_logit.data.fill_(1)
+            return c, actor
+        if kind == 'interlat':
+            adapted = ModelWithInsertedHiddenState(actor.model, prepended_length=8, hidden_size=32, num_heads=4).double().eval()
+            adapted.processor.adaptive_proj.output_scale.data.fill_(5)
+            return channel(kind, **OPTIONS[name]), Agent(adapted, None)
+    return channel(kind, **OPTIONS[name]), actor
+
+
+def states_of(*agents): return [x.clone() for a in agents for x in a.model.state_dict().values()]
+
+
+@pytest.mark.parametrize('name', OPTIONS)
+def test_a_batch_says_what_each_row_alone_says(copies, name):
+    sender, actor = copies
+    c, reader = made(name, sender, actor)
+    before, n = states_of(sender, reader), len(PROMPTS)
+    ends = PROMPTS if name == 'c2c' else [[20, 21, 22, 23], [24, 25], [26, 27, 28, 29, 30]]
+    sent = c.send(sender, PROMPTS)
+    kept = [{k: x.clone() for k, x in p.to_tensors().items()} for p in sent]
+    heard, drawn = c.receive(reader, ends, sent, 6), c.receive(reader, ends, sent, 6, temperature=1., seeds=[1, 2, 3])
+    for some in ([0], [1], [2], [1, 0], [2, 0], [2, 1]): # alone; and padded by 0, 3, 8 and 11
+        payloads = c.send(sender, [PROMPTS[i] for i in some])
+        for i, p in zip(some, payloads):
+            for k, x in p.to_tensors().items(): assert torch.equal(x, kept[i][k]) if not x.is_floating_point() else (x - kept[i][k]).abs().max() < 1e-5, (k, i)
+            assert c.nbytes(p) == p.nbytes > 0
+        one = c.receive(reader, [ends[i] for i in some], payloads, 6)
+        again = c.receive(reader, [ends[i] for i in some], payloads, 6, temperature=1., seeds=[1+i for i in some])
+        torch.testing.assert_close(one.logits, heard.logits[some], atol=1e-4, rtol=0)
+        assert one.token_ids == [heard.token_ids[i] for i in some] and again.token_ids == [drawn.token_ids[i] for i in some]
+    assert all(torch.equal(x, y) for x, y in zip(before, states_of(sender, reader), strict=True)) # neither model has changed,
+    assert all(torch.equal(x, kept[i][k]) for i, p in enumerate(sent) for k, x in p.to_tensors().items()) # nor what was sent
+    assert c.receive(reader, ends, sent, 6).token_ids == heard.token_ids
+    back = [PAYLOADS[p.kind].from_tensors(load(save(p.to_tensors()))) for p in sent]
+    assert torch.equal(c.receive(reader, ends, back, 0).logits, heard.logits)
+
+
+@pytest.mark.parametrize('name', OPTIONS)
+def test_a_hidden_message_is_none(copies, name):
+    sender, actor = copies
+    c, reader = made(name, sender, actor)
+    ends = PROMPTS if name == 'c2c' else [[20, 21, 22, 23], [24, 25], [26, 27, 28, 29, 30]]
+    sent = c.send(sender, PROMPTS)
+    heard, hidden, none = c.receive(reader, ends, sent, 6), c.receive(reader, ends, sent, 6, masked=True), c.receive(reader, ends, [None]*3, 6)
+    torch.testing.assert_close(hidden.logits, none.logits, atol=1e-6, rtol=0)
+    assert hidden.token_ids == none.token_ids and (heard.logits - none.logits).abs().max() > 1e-3
+
+
+def test_agents_in_a_row_do_in_a_batch_what_they_do_alone(copies):
+    sender, actor = copies
+    rows = [[PROMPTS[(i+a) % 3] for a in range(4)] for i in range(3)]
+    c = LatentMAS(3, realign=True)
+    for one, together in zip((c.send(sender, [r])[0] for r in rows), c.send(sender, rows)):
+        assert one.next == together.next == sum(map(len, PROMPTS)) + len(rows[0][3]) + 12 or len(one.at[0]) == one.next
+        for x, y in zip(one.keys, together.keys): torch.testing.assert_close(x, y, atol=1e-4, rtol=0)
+
+
+def test_one_condition_cannot_touch_another(copies):
+    "Two conditions read on from one payload, and one of them writes; in between the payload is taken apart."
+    sender, actor = copies
+    p, = LatentMAS(2).send(sender, PROMPTS[:1])
+    first = rows_with(actor.model, [p])
+    with torch.no_grad(): before = read_ids(rows_with(actor.model, [p]), [[20, 21]])
+    for layer in first.cache.layers: layer.keys.zero_(), layer.values.zero_()
+    with torch.no_grad(): assert torch.equal(read_ids(rows_with(actor.model, [p]), [[20, 21]]), before)
+    cut = p.crop(slice(2))
+    cut.keys[0].zero_()
+    assert p.keys[0][:,:2].abs().max() > 0
+
+
+@pytest.mark.parametrize('family, word', [('gpt2', 'no cache with one rotary embedding'), ('gemma2', 'no cache with one rotary embedding'), ('cohere', 'they turn otherwise')])
+def test_keys_that_turn_otherwise_are_refused(family, word):
+    with pytest.raises(InterlatError, match=word): rotation(random_lm(family))
+
+
+def test_models_that_keep_no_keys_are_refused_by_name():
+    lm = random_lm('mistral', sliding_window=4)
+    for name in ('latentmas', 'kvcomm', 'sde', 'ac'):
+        c, agent = channel(name), Agent(lm, None)
+        with pytest.raises(InterlatError, match='MistralForCausalLM'): c.receive(agent, [[5, 6]], c.send(agent, [[7, 8]]))
