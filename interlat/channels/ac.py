@@ -33,10 +33,10 @@ def ac_graft(
     new[...,-1,b.shape[-1]-n:] = {'replace': x, 'sum': x + y, 'mean': (x + y)/2}[how]
     return new
 
-# %% ../../nbs/09_channels/09_ac.ipynb #d30ce061
+# %% ../../nbs/09_channels/09_ac.ipynb #f86e98b3
 class Activations(Channel):
     "One activation. Raises `InterlatError` for options that there are not."
-    name = 'ac'
+    name, reads = 'ac', Activation
     def __init__(self,
         k:int=-3, # layer of the sender
         j:int=-3, # layer of the actor; not the last one, of which nothing is read any more
@@ -62,16 +62,17 @@ class Activations(Channel):
 
     def _mapped(self, p):
         "What is put into the actor, (1, d)."
-        if not isinstance(p, Activation): raise InterlatError(f"the channel 'ac' reads an activation, found {type(p).__name__}; use the channel that sent it")
         if self.W is None: return p.a[None]
-        if self.W.shape[1:] != p.a.shape: raise InterlatError(f"W has shape {tuple(self.W.shape)}, the activation {len(p.a)} numbers; use the matrix of this pair")
+        if self.W.shape[1:] != p.a.shape:
+            raise InterlatError(f"W has shape {tuple(self.W.shape)}, the activation {len(p.a)} numbers; use the matrix of this pair")
         return (self.W.to(p.a) @ p.a)[None]
 
     @torch.no_grad()
     def opened(self, actor, chats, payloads, masked): # as in `Channel`
         layers, rows = layers_of(actor.model), Rows(actor.model, len(chats))
         check_range(-len(layers)-1, len(layers)-1, whole=True, j=self.j)
-        if (j := self.j % (len(layers)+1)) == len(layers): raise InterlatError(f"j {self.j} is what the head reads; use a layer below, {-len(layers)-1} to -2")
+        if (j := self.j % (len(layers)+1)) == len(layers):
+            raise InterlatError(f"j {self.j} is what the head reads; use a layer below, {-len(layers)-1} to -2")
         mapped = [None if p is None or masked else self._mapped(p) for p in payloads]
         def change(x): return torch.stack([b if a is None else ac_graft(a.to(x), b, self.how) for a, b in zip(mapped, x)])
         with changed_after(layers, j, change): return rows, read_ids(rows, [c.input_ids for c in chats], each=True)[:,-1]

@@ -21,8 +21,9 @@ from .ac import *
 from .c2c import *
 from .words import *
 
-# %% ../../nbs/09_channels/13_bench.ipynb #b87be93c
-CHANNELS = {c.name: c for c in (Interlat, Text, LatentMAS, StateBridge, OwnTokens, C2C, KVComm, Cipher, StateDelta, Activations)} # name -> class
+# %% ../../nbs/09_channels/13_bench.ipynb #a398ab3c
+_ALL = Interlat, Text, LatentMAS, StateBridge, OwnTokens, C2C, KVComm, Cipher, StateDelta, Activations
+CHANNELS = {c.name: c for c in _ALL} # name -> class
 PAYLOADS = {p.kind: p for p in (States, KeyValues, Activation, Deltas, Words)} # kind -> class
 
 def channel(

@@ -5,15 +5,13 @@
 # %% auto #0
 __all__ = ['MAPPINGS', 'c2c_mapping', 'c2c_ids', 'C2C']
 
-# %% ../../nbs/09_channels/11_c2c.ipynb #fbe8e574
+# %% ../../nbs/09_channels/11_c2c.ipynb #0bbd9e38
 import torch
 from torch import nn, Tensor
 
 from ..core.basics import *
 from ..models.lm import *
-from ..models.causal_lm import *
 from ..models.cache import *
-from .payloads import *
 from .keyvalues import *
 from .projector import *
 from .protocol import *
@@ -32,7 +30,7 @@ def c2c_mapping(
     if mapping == 'last_aligned': return [min(max(t + n - m, 0), n-1) for t in range(m)]
     return [min(range(n), key=lambda s: abs(s/max(n-1, 1) - t/max(m-1, 1))) for t in range(m)]
 
-# %% ../../nbs/09_channels/11_c2c.ipynb #c558c0bd
+# %% ../../nbs/09_channels/11_c2c.ipynb #a72e810e
 def c2c_ids(
     ids:list[int], # in the actor's vocabulary
     actor, # the actor's tokenizer
@@ -43,14 +41,16 @@ def c2c_ids(
     out = []
     for i in ids:
         pieces = sender(actor.decode([i]), add_special_tokens=False).input_ids
-        if not pieces: raise InterlatError(f"the sender's tokenizer makes nothing of {actor.decode([i])!r}, token {i} of the actor; use a pair with one tokenizer")
+        if not pieces:
+            raise InterlatError(f"the sender's tokenizer makes nothing of {actor.decode([i])!r}, token {i} of the actor; "
+                                "use a pair with one tokenizer")
         out.append(max(pieces, key=lambda p: len(sender.decode([p]))) if longest else pieces[0])
     return out
 
-# %% ../../nbs/09_channels/11_c2c.ipynb #b048e931
+# %% ../../nbs/09_channels/11_c2c.ipynb #86bb38a4
 class C2C(Channel):
     "A projected cache. Raises `InterlatError` for things that are no projectors."
-    name, trained = 'c2c', 'a projector a layer'
+    name, reads, trained = 'c2c', KeyValues, 'a projector a layer'
     def __init__(self,
         projectors, # `C2CProjector` of each layer of the actor, see `untrained`
         mapping:str='last_aligned', # one of `MAPPINGS`
@@ -74,21 +74,23 @@ class C2C(Channel):
         return cls([new() for _ in range(t.depth)], mapping)
 
     @torch.no_grad()
-    def send(self, sender, prompts, seeds=None): # as in `Channel`; each prompt the very one that the actor reads, token by token, see `c2c_ids`
+    def send(self, sender, prompts, seeds=None): # as in `Channel`; prompts are the actor's, token by token, see `c2c_ids`
         layers_of(sender.model)
         rows = Rows(sender.model, len(prompts))
         read_ids(rows, [as_chat(sender, p).input_ids for p in prompts])
         return caches_of(rows, (rows.mask.cumsum(1) - 1).clamp(min=0))
 
     def _check(self, actor, chats, payloads):
-        "Raise `InterlatError` for payloads that are not the channel's, or not of the same prompt."
+        "Raise `InterlatError` for payloads of another prompt, and for an actor that the projectors were not made for."
         n = len(layers_of(actor.model))
-        if n != len(self.projectors): raise InterlatError(f"{type(actor.model).__name__} has {n} layers, the channel {len(self.projectors)} projectors; make them for this pair")
+        if n != len(self.projectors):
+            raise InterlatError(f"{type(actor.model).__name__} has {n} layers, the channel {len(self.projectors)} projectors; "
+                                "make them for this pair")
         for chat, p in zip(chats, payloads):
             if p is None: continue
-            if not isinstance(p, KeyValues): raise InterlatError(f"the channel 'c2c' reads keys and values, found {type(p).__name__}; use the channel that sent it")
             if min(p.lengths) != p.positions or p.positions not in (len(chat), len(chat)-1):
-                raise InterlatError(f"c2c fuses position by position: the sender read {p.positions} tokens, the actor {len(chat)}; give both the same prompt")
+                raise InterlatError(f"c2c fuses position by position: the sender read {p.positions} tokens, the actor {len(chat)}; "
+                                    "give both the same prompt")
 
     @torch.no_grad()
     def opened(self, actor, chats, payloads, masked): # as in `Channel`
@@ -106,6 +108,8 @@ class C2C(Channel):
         here = (rows.mask & heard)[:,None,:,None]
         layers = c2c_mapping(len(like.keys), len(rows.cache.layers), self.mapping)
         for layer, projector, l in zip(rows.cache.layers, self.projectors, layers):
-            source = [pad_caches([p and part(p)[l] for p in payloads], width, part(like)[l]).to(rows.mask.device) for part in (lambda p: p.keys, lambda p: p.values)]
-            fused = projector(source, (layer.keys, layer.values))
+            def padded(part):
+                source = pad_caches([p and getattr(p, part)[l] for p in payloads], width, getattr(like, part)[l])
+                return source.to(layer.keys.device)
+            fused = projector((padded('keys'), padded('values')), (layer.keys, layer.values))
             layer.keys, layer.values = (torch.where(here, new, old) for new, old in zip(fused, (layer.keys, layer.values)))

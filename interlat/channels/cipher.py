@@ -5,20 +5,19 @@
 # %% auto #0
 __all__ = ['cipher_probs', 'cipher_embed', 'Cipher']
 
-# %% ../../nbs/09_channels/07_cipher.ipynb #ae1756f9
+# %% ../../nbs/09_channels/07_cipher.ipynb #dd848aa7
 import torch
 from torch import Tensor
 
 from ..core.basics import *
 from ..models.lm import *
-from ..models.causal_lm import *
 from ..models.cache import *
 from ..compression.reason import *
 from .payloads import *
 from .protocol import *
 from .statebridge import nearest_rows
 
-# %% ../../nbs/09_channels/07_cipher.ipynb #27ec69f5
+# %% ../../nbs/09_channels/07_cipher.ipynb #bbb51474
 @torch.no_grad()
 def cipher_probs(
     logits:Tensor, # (…, V)
@@ -48,13 +47,14 @@ def cipher_embed(
 )->Tensor: # (…, D) in the table's number type, computed in float32
     "The expected embedding of the next token. Raises `InterlatError` where logits and table do not fit together."
     if E.dim() != 2 or logits.shape[-1:] != E.shape[:1]:
-        raise InterlatError(f"logits of shape {tuple(logits.shape)} do not fit a table of shape {tuple(E.shape)}; it needs a row for each token")
+        raise InterlatError(f"logits of shape {tuple(logits.shape)} do not fit a table of shape {tuple(E.shape)}; "
+                            "it needs a row for each token")
     return (cipher_probs(logits, temperature, top_k, top_p) @ E.float()).to(E.dtype)
 
-# %% ../../nbs/09_channels/07_cipher.ipynb #ebe4d9e8
+# %% ../../nbs/09_channels/07_cipher.ipynb #eef1d939
 class Cipher(Prefix):
     "Expected embeddings of n steps. Raises `InterlatError` for settings out of range."
-    name, needs = 'cipher', frozenset(['tokenizer'])
+    name, reads, needs = 'cipher', States, frozenset(['tokenizer'])
     def __init__(self,
         n:int=64, # most vectors
         temperature:float=1., # 0 is 1, as published
@@ -84,6 +84,4 @@ class Cipher(Prefix):
         n = next((i for i, t in enumerate(ids) if t in ends), len(ids))
         return States(h[:n], ids[:n], words_of(sender, ids[:n]))
 
-    def vectors(self, actor, payload): # as in `Prefix`
-        if not isinstance(payload, States): raise InterlatError(f"the channel 'cipher' reads states, found {type(payload).__name__}; use the channel that sent it")
-        return payload.h
+    def vectors(self, actor, payload): return payload.h # as in `Prefix`

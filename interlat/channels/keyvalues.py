@@ -19,7 +19,7 @@ from ..models.causal_lm import *
 from ..models.cache import *
 from .payloads import *
 
-# %% ../../nbs/09_channels/02_keyvalues.ipynb #448e1dc0
+# %% ../../nbs/09_channels/02_keyvalues.ipynb #4e789261
 @dataclass(eq=False)
 class KeyValues:
     "Keys and values of one row, layer by layer. Raises `InterlatError` where the parts do not fit together."
@@ -31,10 +31,12 @@ class KeyValues:
 
     def __post_init__(self):
         if not len(self.keys) == len(self.values) == len(self.at) > 0:
-            raise InterlatError(f"a cache needs keys, values and positions of each layer, found {len(self.keys)}, {len(self.values)} and {len(self.at)}")
+            raise InterlatError(f"a cache needs keys, values and positions of each layer, "
+                                f"found {len(self.keys)}, {len(self.values)} and {len(self.at)}")
         for l, (k, v, at) in enumerate(zip(self.keys, self.values, self.at)):
             if k.dim() != 3 or v.shape[:2] != k.shape[:2] or at.shape != k.shape[1:2]:
-                raise InterlatError(f"a cache has (heads, tokens, size) and a position a token, found {tuple(k.shape)}, {tuple(v.shape)} and "
+                raise InterlatError(f"a cache has (heads, tokens, size) and a position a token, "
+                                    f"found {tuple(k.shape)}, {tuple(v.shape)} and "
                                     f"{tuple(at.shape)} in layer {l}")
         self.keys, self.values, self.at = ([own(x) for x in part] for part in (self.keys, self.values, self.at))
 
@@ -64,7 +66,8 @@ class KeyValues:
         keys = [rotation(k, (new - old).to(k.device)) for k, old, new in zip(self.keys, self.at, at)]
         return KeyValues(keys, self.values, at, next)
 
-    def shifted(self, rotation:'Rotation', by:int)->'KeyValues': return self.moved(rotation, [at + by for at in self.at], self.next + by) # all by as much
+    def shifted(self, rotation:'Rotation', by:int)->'KeyValues': # all tokens, by as many positions
+        return self.moved(rotation, [at + by for at in self.at], self.next + by)
 
     def to_tensors(self)->dict[str,Tensor]: # for safetensors
         "Its tensors by name."
@@ -83,7 +86,7 @@ class KeyValues:
         (heads, _, size), shared = self.keys[0].shape, sorted(set(self.lengths))
         return f"KeyValues({len(self.keys)} layers, {'/'.join(map(str, shared))} tokens, {heads} heads of size {size}, next at {self.next})"
 
-# %% ../../nbs/09_channels/02_keyvalues.ipynb #5f302f6c
+# %% ../../nbs/09_channels/02_keyvalues.ipynb #7272d523
 class Rotation:
     "Turns a model's keys by positions."
     def __init__(self,
@@ -133,9 +136,10 @@ def rotation(
     model = causal_lm(lm)
     found = model.once('rotation', lambda: (_try_rotation(model), ''), None) or _said_rotation(model)
     if isinstance(found, Rotation): return found
-    raise InterlatError(f"keys of {type(lm).__name__} cannot be moved to other positions: {found}; use a channel that leaves them where they are")
+    raise InterlatError(f"keys of {type(lm).__name__} cannot be moved to other positions: {found}; "
+                        "use a channel that leaves them where they are")
 
-# %% ../../nbs/09_channels/02_keyvalues.ipynb #442f90bd
+# %% ../../nbs/09_channels/02_keyvalues.ipynb #48663220
 class HoledLayer(GrowingLayer):
     "A layer that lacks some of the slots that others have."
     hidden = None # (B, T) True on slots of the payload that this layer does not have
@@ -155,7 +159,8 @@ class HoledRows(Rows):
 
     def _watched(self, read):
         "What `read` gives while each layer is given its own mask."
-        hooks = [layer.register_forward_pre_hook(self._own_mask(kept), with_kwargs=True) for layer, kept in zip(self.model.layers, self.cache.layers)]
+        pairs = zip(self.model.layers, self.cache.layers)
+        hooks = [layer.register_forward_pre_hook(self._own_mask(kept), with_kwargs=True) for layer, kept in pairs]
         try: return super()._watched(read)
         finally:
             for h in hooks: h.remove()
@@ -176,7 +181,7 @@ class HoledRows(Rows):
         causal = slot <= query[None,:,None] + ahead[:,None,None]
         return causal & (self.mask & ~torch.nn.functional.pad(hidden, (0, width-hidden.shape[1])))[:,None]
 
-# %% ../../nbs/09_channels/02_keyvalues.ipynb #5a52251c
+# %% ../../nbs/09_channels/02_keyvalues.ipynb #b7296671
 def check_cache(
     lm, # causal language model that is to read on from it
     p:KeyValues, # made by another
@@ -186,7 +191,8 @@ def check_cache(
     name, s, k = type(lm).__name__, sizes(lm.config), p.keys[0]
     if way_on(lm) != 'holes': raise InterlatError(f"{name} cannot read on from another's keys and values; use a channel of states or words")
     if (len(p.keys), k.shape[0], k.shape[2]) != (s.depth, s.kv_heads, s.head_width):
-        raise InterlatError(f"the cache has {len(p.keys)} layers, {k.shape[0]} heads of size {k.shape[2]}, {name} has {s.depth}, {s.kv_heads} of "
+        raise InterlatError(f"the cache has {len(p.keys)} layers, {k.shape[0]} heads of size {k.shape[2]}, "
+                            f"{name} has {s.depth}, {s.kv_heads} of "
                             f"{s.head_width}; sender and actor must be copies")
 
 def pad_caches(
@@ -218,7 +224,8 @@ def rows_with(
     for l, like in enumerate(some[0].keys):
         layer = rows.cache.layers[l] = HoledLayer() if holes else GrowingLayer()
         if holes: layer.hidden = mask & ~slot[:,l]
-        layer.update(*(pad_caches([p and part(p)[l] for p in payloads], width, like).to(lm.device, lm.dtype) for part in (lambda p: p.keys, lambda p: p.values)))
+        def padded(part): return pad_caches([p and getattr(p, part)[l] for p in payloads], width, like).to(lm.device, lm.dtype)
+        layer.update(padded('keys'), padded('values'))
     rows.mask = mask & (not masked)
     return rows
 
@@ -230,7 +237,7 @@ def caches_of(
     found = []
     for i, real in enumerate(rows.mask):
         slots = real.nonzero()[:,0]
-        keys, values = ([part(layer)[i][:,slots] for layer in rows.cache.layers] for part in (lambda x: x.keys, lambda x: x.values))
+        keys, values = ([getattr(layer, part)[i][:,slots] for layer in rows.cache.layers] for part in ('keys', 'values'))
         found.append(KeyValues(keys, values, [at[i, slots].cpu()]*len(keys), len(slots)))
     return found
 
@@ -240,9 +247,11 @@ def join_caches(
 )->KeyValues:
     "Caches of several senders as one. Raises `InterlatError` for none, and for layers that do not match."
     if not parts: raise InterlatError('no caches to join: the list is empty')
-    if len({len(p.keys) for p in parts}) > 1: raise InterlatError(f"caches to join must have as many layers, found {[len(p.keys) for p in parts]}")
+    if len({len(p.keys) for p in parts}) > 1:
+        raise InterlatError(f"caches to join must have as many layers, found {[len(p.keys) for p in parts]}")
     end, moved = 0, []
     for p in parts:
         moved.append(p if turn is None else p.shifted(turn, end))
         end += p.positions if turn is None else p.next
-    return KeyValues(*([torch.cat(xs, dim) for xs in zip(*(getattr(p, name) for p in moved))] for name, dim in (('keys', 1), ('values', 1), ('at', 0))), end)
+    def joined(part, dim): return [torch.cat(xs, dim) for xs in zip(*(getattr(p, part) for p in moved))]
+    return KeyValues(joined('keys', 1), joined('values', 1), joined('at', 0), end)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SHORTS', 'kvcomm_ranking', 'kvcomm_map', 'kvcomm_importance', 'KVComm']
 
-# %% ../../nbs/09_channels/06_kvcomm.ipynb #5f42f338
+# %% ../../nbs/09_channels/06_kvcomm.ipynb #f964807a
 import math
 from contextlib import contextmanager
 
@@ -15,9 +15,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..core.basics import *
 from ..models.lm import *
-from ..models.causal_lm import *
 from ..models.cache import *
-from .payloads import *
 from .keyvalues import *
 from .protocol import *
 
@@ -80,12 +78,12 @@ def kvcomm_importance(
         found.append(torch.stack([w[...,1:p.positions].sum(-1).mean() for w in said]).float())
     return torch.stack(found).mean(0)
 
-# %% ../../nbs/09_channels/06_kvcomm.ipynb #79d53a32
+# %% ../../nbs/09_channels/06_kvcomm.ipynb #7f711f56
 SHORTS = ('causal', 'published', 'shift_back') # what layers do that keep one token
 
 class KVComm(Channel):
     "Keys and values of chosen layers. Raises `InterlatError` for options that there are not."
-    name, needs = 'kvcomm', frozenset(['tokenizer', 'layers'])
+    name, reads, needs = 'kvcomm', KeyValues, frozenset(['tokenizer', 'layers'])
     def __init__(self,
         layers:tuple[int,...]|None=None, # that keep all, counted from 0; 0 always does; None: all layers
         short:str='causal', # one of `SHORTS`
@@ -128,5 +126,6 @@ class KVComm(Channel):
         check_range(0, 1, share=share)
         contexts = KVComm().send(sender, prompts)
         order = kvcomm_ranking(kvcomm_importance(actor.model, [as_chat(actor, c).input_ids for c in conversations], contexts), **ranking)
-        if not (n := math.floor(share*len(order))): raise InterlatError(f"a share of {share} of {len(order)} layers is none; use a larger one")
+        if not (n := math.floor(share*len(order))):
+            raise InterlatError(f"a share of {share} of {len(order)} layers is none; use a larger one")
         return type(self)(tuple(order[:n].tolist()), self.short)

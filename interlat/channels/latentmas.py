@@ -18,11 +18,12 @@ from ..compression.reason import *
 from .keyvalues import *
 from .protocol import *
 
-# %% ../../nbs/09_channels/04_latentmas.ipynb #0b83b057
+# %% ../../nbs/09_channels/04_latentmas.ipynb #68612241
 def _table(name, x):
     "A table of embeddings in float32. Raises `InterlatError` for something else."
     if not isinstance(x, Tensor) or x.dim() != 2 or not x.is_floating_point() or not len(x):
-        raise InterlatError(f"{name} must be a float table (V, D), found {getattr(x, 'dtype', type(x).__name__)} of shape {tuple(getattr(x, 'shape', ()))}")
+        raise InterlatError(f"{name} must be a float table (V, D), "
+                            f"found {getattr(x, 'dtype', type(x).__name__)} of shape {tuple(getattr(x, 'shape', ()))}")
     return x.detach().float()
 
 @torch.no_grad()
@@ -37,7 +38,8 @@ def latentmas_realignment(
     if len(E) != len(U): raise InterlatError(f"E and U must have a row for each token, found {len(E)} and {len(U)}; cut the longer one")
     gram = U.T @ U + ridge*torch.eye(U.shape[1], device=U.device)
     try: W = torch.linalg.solve(gram, U.T @ E)
-    except torch.linalg.LinAlgError as e: raise InterlatError(f"U has rank below {U.shape[1]} and ridge {ridge} leaves it so; use a larger one") from e
+    except torch.linalg.LinAlgError as e:
+        raise InterlatError(f"U has rank below {U.shape[1]} and ridge {ridge} leaves it so; use a larger one") from e
     return W, E.norm(dim=1).mean()
 
 @torch.no_grad()
@@ -48,17 +50,19 @@ def latentmas_embed(
 )->Tensor: # (…, D) in the states' number type
     "States as the next input embeddings: e = τ·hW/‖hW‖, computed in float32. Raises `InterlatError` for a width that does not fit."
     if W is not None and (W.dim() != 2 or h.shape[-1:] != W.shape[:1]):
-        raise InterlatError(f"states of shape {tuple(h.shape)} do not fit a map of shape {tuple(W.shape)}; use the states of the model that it was made for")
+        raise InterlatError(f"states of shape {tuple(h.shape)} do not fit a map of shape {tuple(W.shape)}; "
+                            "use the states of the model that it was made for")
     a, tau = h.float() if W is None else h.float() @ W.float(), torch.as_tensor(tau, dtype=torch.float32, device=h.device)
-    if tau.numel() != 1: raise InterlatError(f"tau is one length, found {tau.numel()} numbers; give the mean of the input embeddings' norms")
+    if tau.numel() != 1:
+        raise InterlatError(f"tau is one length, found {tau.numel()} numbers; give the mean of the input embeddings' norms")
     return (tau.reshape(())*a/a.norm(dim=-1, keepdim=True).clamp(min=1e-6)).to(h.dtype)
 
-# %% ../../nbs/09_channels/04_latentmas.ipynb #a21afb55
+# %% ../../nbs/09_channels/04_latentmas.ipynb #e7002bf7
 KEEPS = ('all', 'newest', 'steps') # of the cache, after each agent: everything, its prompt and steps, its steps
 
 class LatentMAS(Channel):
     "Latent steps and the cache of all agents so far. Raises `InterlatError` for options that there are not."
-    name, needs = 'latentmas', frozenset(NEEDS)
+    name, reads, needs = 'latentmas', KeyValues, frozenset(NEEDS)
     def __init__(self,
         latent_steps:int=10, # n, of each agent
         realign:bool=False, # turn states by W before they are rescaled?
@@ -68,7 +72,8 @@ class LatentMAS(Channel):
     ):
         check_range(0, whole=True, latent_steps=latent_steps)
         check_choice(KEEPS, keep=keep)
-        if keep == 'steps' and not latent_steps: raise InterlatError("keep 'steps' needs latent steps, found latent_steps 0; use keep 'newest', or no message")
+        if keep == 'steps' and not latent_steps:
+            raise InterlatError("keep 'steps' needs latent steps, found latent_steps 0; use keep 'newest', or no message")
         self.latent_steps, self.realign, self.keep, self.rerotate, self.ridge = latent_steps, realign, keep, rerotate, ridge
 
     def feed(self,
@@ -76,19 +81,23 @@ class LatentMAS(Channel):
     ): # function of states (B, D)
         "How a model's states go back into it."
         door = causal_lm(lm)
-        if self.realign and door.out_table is None: raise InterlatError(f"{type(lm).__name__} has no output embeddings to realign by; use realign=False")
+        if self.realign and door.out_table is None:
+            raise InterlatError(f"{type(lm).__name__} has no output embeddings to realign by; use realign=False")
         E = embedding_table(lm)
         if not self.realign: W, tau = None, E.float().norm(dim=1).mean()
         else: W, tau = latentmas_realignment(E[:len(door.out_table)], door.out_table, self.ridge)
-        if E.shape[1] != door.width: raise InterlatError(f"states of {type(lm).__name__} have width {door.width}, its embeddings {E.shape[1]}; use another channel")
+        if E.shape[1] != door.width:
+            raise InterlatError(f"states of {type(lm).__name__} have width {door.width}, its embeddings {E.shape[1]}; use another channel")
         return lambda h: latentmas_embed(h, W, tau)
 
     @torch.no_grad()
     def send(self, sender, prompts, seeds=None): # as in `Channel`; a prompt may be a list of prompts, one an agent
         agents = [[as_chat(sender, p).input_ids for p in some] for some in _in_a_row(prompts)]
         lm, feed = sender.model, self.feed(sender.model)
-        if way_on(lm) != 'holes': raise InterlatError(f"{type(lm).__name__} keeps no keys that another could read on from; use a channel of states or words")
-        check_window(lm.config, max(sum(map(len, some)) + self.latent_steps*len(some) for some in agents), what="the agents' prompts and steps")
+        if way_on(lm) != 'holes':
+            raise InterlatError(f"{type(lm).__name__} keeps no keys that another could read on from; use a channel of states or words")
+        longest = max(sum(map(len, some)) + self.latent_steps*len(some) for some in agents)
+        check_window(lm.config, longest, what="the agents' prompts and steps")
         rows, at = Rows(lm, len(agents)), torch.zeros(len(agents), 0, dtype=torch.long, device=lm.device)
         for turn in zip(*agents): at = self._agent(rows, at, turn, feed)
         return caches_of(rows, at)
@@ -121,5 +130,6 @@ def _in_a_row(prompts):
     def several(p): return not isinstance(p, Chat) and len(p) and isinstance(p[0], (list, tuple, Chat, Tensor))
     rows = [list(p) if several(p) else [p] for p in prompts]
     if not rows: raise InterlatError('no prompts to send: the list is empty')
-    if len({len(r) for r in rows}) > 1: raise InterlatError(f"all rows need as many agents, found {sorted({len(r) for r in rows})}; send them apart")
+    if len({len(r) for r in rows}) > 1:
+        raise InterlatError(f"all rows need as many agents, found {sorted({len(r) for r in rows})}; send them apart")
     return rows

@@ -32,7 +32,7 @@ def _check(what, name, x, dims):
                             f"of shape {tuple(getattr(x, 'shape', ()))}")
     if not x.isfinite().all(): raise InterlatError(f"{what}: {name} holds NaN or infinite values")
 
-# %% ../../nbs/09_channels/01_payloads.ipynb #2dea54b6
+# %% ../../nbs/09_channels/01_payloads.ipynb #ed035e94
 @dataclass(eq=False)
 class States:
     "A row of vectors. Raises `InterlatError` if they are none, or do not fit their words."
@@ -69,7 +69,8 @@ class States:
 
     def to_tensors(self)->dict[str,Tensor]: return dict(h=self.h, token_ids=_ids(self.token_ids), text=_words(self.text)) # for safetensors
     @classmethod
-    def from_tensors(cls, tensors)->'States': return cls(tensors['h'], tensors['token_ids'].tolist(), _text(tensors)) # as `to_tensors` gives them
+    def from_tensors(cls, tensors)->'States': # as `to_tensors` gives them
+        return cls(tensors['h'], tensors['token_ids'].tolist(), _text(tensors))
 
 # %% ../../nbs/09_channels/01_payloads.ipynb #c0e123cf
 @dataclass(eq=False)

@@ -12,7 +12,7 @@ from torch.nn.functional import gelu
 
 from ..core.basics import *
 
-# %% ../../nbs/09_channels/10_projector.ipynb #b025cc06
+# %% ../../nbs/09_channels/10_projector.ipynb #72dd1127
 class _Norm(nn.Module):
     "Root mean square norm."
     def __init__(self, size):
@@ -24,7 +24,8 @@ class _Block(nn.Module):
     "z + W2·gelu(W1·norm(z)), without biases."
     def __init__(self, size, inner, dropout):
         super().__init__()
-        self.norm, self.w1, self.w2, self.dropout = _Norm(size), nn.Linear(size, inner, bias=False), nn.Linear(inner, size, bias=False), nn.Dropout(dropout)
+        self.w1, self.w2 = nn.Linear(size, inner, bias=False), nn.Linear(inner, size, bias=False)
+        self.norm, self.dropout = _Norm(size), nn.Dropout(dropout)
     def forward(self, z): return z + self.dropout(self.w2(self.dropout(gelu(self.w1(self.norm(z))))))
 
 class _Blocks(nn.Module):
@@ -51,7 +52,8 @@ def _flat(x): return x.transpose(-3, -2).flatten(-2) # (…, heads, T, d) -> (�
 def _check_part(name, x, heads, size):
     "Raise `InterlatError` unless keys or values are (…, heads, T, size)."
     if not isinstance(x, Tensor) or x.dim() < 3 or (x.shape[-3], x.shape[-1]) != (heads, size):
-        raise InterlatError(f"{name} must be (…, {heads}, T, {size}), found {tuple(getattr(x, 'shape', ()))}; the projector was made for another pair of models")
+        raise InterlatError(f"{name} must be (…, {heads}, T, {size}), found {tuple(getattr(x, 'shape', ()))}; "
+                            "the projector was made for another pair of models")
 
 class C2CProjector(nn.Module):
     "Keys and values of one layer of the receiver, with those of a layer of the sharer in them. Raises `InterlatError` for bad sizes."
@@ -94,7 +96,8 @@ class C2CProjector(nn.Module):
             new = cls(source_heads, source_size, target_heads, target_size, hidden, intermediate, depth)
             new.load_state_dict({'gate_temperature': torch.tensor(1.), **state})
         except (KeyError, ValueError, RuntimeError) as e:
-            raise InterlatError(f"these are not the parameters of a projector of {source_heads}×{source_size} into {target_heads}×{target_size}: {one_line(e)}") from e
+            raise InterlatError(f"these are not the parameters "
+                                f"of a projector of {source_heads}×{source_size} into {target_heads}×{target_size}: {one_line(e)}") from e
         return new.eval()
 
     def _part(self, name, s, t):
@@ -132,7 +135,8 @@ class C2CProjector(nn.Module):
             _check_part(f"the source's {name}s", s, gs, ds)
             _check_part(f"the target's {name}s", t, gt, dt)
             if s.shape[:-3] != t.shape[:-3] or s.shape[-2] != t.shape[-2]:
-                raise InterlatError(f"source and target must have the same positions, found {tuple(s.shape)} and {tuple(t.shape)}; both read the same prompt")
+                raise InterlatError(f"source and target must have the same positions, found {tuple(s.shape)} and {tuple(t.shape)}; "
+                                    "both read the same prompt")
             if not self.training and getattr(self, f'{name}_gate_logit') <= 0: out.append(t.clone())
             else:
                 proposal, weight = self._part(name, s, t)

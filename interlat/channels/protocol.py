@@ -24,8 +24,11 @@ from ..models.cache import *
 from ..models.decoding import *
 from ..agents.actor import splice
 
-# %% ../../nbs/09_channels/03_protocol.ipynb #cbc51cc8
-NEEDS = ('weights', 'tokenizer', 'layers') # what sender and actor may have to share: all weights; the vocabulary; number and shapes of their layers' keys
+# %% ../../nbs/09_channels/03_protocol.ipynb #90b8c1bb
+NEEDS = ( # what sender and actor may have to share
+    'weights', # all of them
+    'tokenizer', # the vocabulary
+    'layers') # their number, and the shapes of their keys
 
 class Received(NamedTuple):
     "What an actor makes of conversations with their messages."
@@ -65,8 +68,8 @@ def chooser(
     if len(seeds or []) != n: raise InterlatError(f"sampling needs a seed for each of the {n} rows, found {len(seeds or [])}")
     return RowSampler(temperature, seeds).draw
 
-def ends_of(agent:Agent)->list[int]: return [] if agent.tokenizer is None else end_token_ids(agent) # without a tokenizer no token ends a text
-def words_of(agent:Agent, ids)->str: return '' if agent.tokenizer is None else decode_turn(agent.tokenizer, ids).strip() # and there are no words
+def ends_of(agent:Agent)->list[int]: return [] if agent.tokenizer is None else end_token_ids(agent) # without a tokenizer there are none
+def words_of(agent:Agent, ids)->str: return '' if agent.tokenizer is None else decode_turn(agent.tokenizer, ids).strip() # nor words
 
 @torch.no_grad()
 def written(
@@ -88,7 +91,7 @@ def written(
             states[i].append(state)
     return [(ids, torch.stack(s)) for ids, s in zip(new, states)]
 
-# %% ../../nbs/09_channels/03_protocol.ipynb #90ca1fa8
+# %% ../../nbs/09_channels/03_protocol.ipynb #f0449318
 @contextmanager
 def changed_after(
     layers, # of a model, one after the other
@@ -97,7 +100,9 @@ def changed_after(
 ):
     "Within the block the states after the n-th layer are what a function makes of them."
     def made(module, args, out): return change(out) if isinstance(out, Tensor) else (change(states_in(out)), *out[1:])
-    def reads(module, args, kwargs): return ((change(args[0]), *args[1:]), kwargs) if args else (args, {**kwargs, 'hidden_states': change(kwargs['hidden_states'])})
+    def reads(module, args, kwargs):
+        if args: return (change(args[0]), *args[1:]), kwargs
+        return args, {**kwargs, 'hidden_states': change(kwargs['hidden_states'])}
     hook = layers[n-1].register_forward_hook(made) if n else layers[0].register_forward_pre_hook(reads, with_kwargs=True)
     try: yield
     finally: hook.remove()
@@ -108,9 +113,10 @@ def layers_of(
     "The layers of a model that can be changed as it reads on. Raises `InterlatError` for one where they cannot."
     layers = causal_lm(lm).layers
     if layers and way_on(lm) == 'holes': return layers
-    raise InterlatError(f"{type(lm).__name__} has no layers in a list that read on from a cache with holes; use a channel of states or words")
+    raise InterlatError(f"{type(lm).__name__} has no layers in a list that read on from a cache with holes; "
+                        "use a channel of states or words")
 
-# %% ../../nbs/09_channels/03_protocol.ipynb #a1499e7e
+# %% ../../nbs/09_channels/03_protocol.ipynb #0f859e10
 def _same_weights(a, b):
     pairs = list(zip(a.state_dict().items(), b.state_dict().items()))
     alike = len(a.state_dict()) == len(b.state_dict()) and all(m == n and x.shape == y.shape for (m, x), (n, y) in pairs)
@@ -132,6 +138,7 @@ class Channel:
     name = '' # in `CHANNELS`
     needs = frozenset() # of `NEEDS`
     trained = '' # what of it is trained, in words; '': nothing
+    reads = object # class of its payloads
 
     def check(self,
         sender:Agent, # who is to send
@@ -175,7 +182,9 @@ class Channel:
         if len(payloads) != len(conversations):
             raise InterlatError(f"{len(conversations)} conversations need as many payloads (None for no message), found {len(payloads)}")
         chats, choose = [as_chat(actor, c) for c in conversations], chooser(temperature, seeds, len(conversations))
-        for chat, p in zip(chats, payloads): check_window(actor.model.config, len(chat), p.positions if p else 0, max_new_tokens, 'a conversation')
+        for chat, p in zip(chats, payloads):
+            self._known(p)
+            check_window(actor.model.config, len(chat), p.positions if p else 0, max_new_tokens, 'a conversation')
         rows, z = self.opened(actor, chats, payloads, masked)
         new = [[] for _ in chats]
         logits = rows.model.logits(z).float()
@@ -183,13 +192,19 @@ class Channel:
             for i, t in zip(here.tolist(), token.tolist()): new[i].append(t)
         return Received(logits, new, [words_of(actor, ids) for ids in new])
 
+    def _known(self, p):
+        "Raise `InterlatError` for a payload of another channel."
+        if p is None or isinstance(p, self.reads): return
+        kinds = f'{self.reads.__name__}, found {type(p).__name__}'
+        raise InterlatError(f"the channel {self.name!r} reads {kinds}; use the channel that sent it")
+
     def nbytes(self, payload)->int: return 0 if payload is None else payload.nbytes # what a message costs, in its own number type
 
     def __repr__(self):
         options = ', '.join(f'{k}={v!r}' for k, v in vars(self).items() if not isinstance(v, (Tensor, torch.nn.Module)))
         return f"{type(self).__name__}({options})"
 
-# %% ../../nbs/09_channels/03_protocol.ipynb #f55d62fb
+# %% ../../nbs/09_channels/03_protocol.ipynb #9b85e125
 class Prefix(Channel):
     "A channel whose message is read as input embeddings, in the text. Its subclasses say `vectors`."
     def vectors(self,
@@ -204,7 +219,9 @@ class Prefix(Channel):
         (ids, mask), E = pad_left([c.input_ids for c in chats], door.stand_in, actor.model.device), door.input_width
         parts = [door.embedding.weight.new_zeros(0, E) if p is None else self.vectors(actor, p) for p in payloads]
         for part in parts:
-            if part.shape[1] != E: raise InterlatError(f"the message has width {part.shape[1]}, {type(actor.model).__name__} reads {E}; use a channel that maps it")
+            if part.shape[1] != E:
+                raise InterlatError(f"the message has width {part.shape[1]}, {type(actor.model).__name__} reads {E}; "
+                                    "use a channel that maps it")
         block = torch.nn.utils.rnn.pad_sequence([p.to(actor.model.device, actor.model.dtype) for p in parts], batch_first=True)
         there = torch.arange(block.shape[1], device=ids.device) < torch.tensor([len(p) for p in parts], device=ids.device)[:,None]
         at = torch.tensor([c.insert_at for c in chats], device=ids.device)

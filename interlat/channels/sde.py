@@ -5,14 +5,13 @@
 # %% auto #0
 __all__ = ['sde_deltas', 'StateDelta']
 
-# %% ../../nbs/09_channels/08_sde.ipynb #ad066de7
+# %% ../../nbs/09_channels/08_sde.ipynb #2fbcc31c
 from contextlib import ExitStack
 
 import torch
 from torch import Tensor
 
 from ..core.basics import *
-from ..models.lm import *
 from ..models.trunk import *
 from ..models.causal_lm import *
 from ..models.sampling import *
@@ -20,20 +19,21 @@ from ..models.cache import *
 from .payloads import *
 from .protocol import *
 
-# %% ../../nbs/09_channels/08_sde.ipynb #756a32f8
+# %% ../../nbs/09_channels/08_sde.ipynb #0ddbaa9c
 def sde_deltas(
     states:Tensor, # (…, n+1, D) a layer's output at the last token of the prompt, and at each of the n that were written
 )->Tensor: # (…, n, D) in their number type, computed in float32
     "What each written token changed. Raises `InterlatError` where there is no state to begin from."
     if not (isinstance(states, Tensor) and states.is_floating_point() and states.dim() >= 2 and states.shape[-2]):
-        raise InterlatError(f"states must be floats (…, n+1, D) from the prompt's last token on, found {getattr(states, 'dtype', type(states).__name__)} "
+        raise InterlatError(f"states must be floats (…, n+1, D) from the prompt's last token on, "
+                            f"found {getattr(states, 'dtype', type(states).__name__)} "
                             f"of shape {tuple(getattr(states, 'shape', ()))}")
     return states.float().diff(dim=-2).to(states.dtype)
 
-# %% ../../nbs/09_channels/08_sde.ipynb #e0eacfe8
+# %% ../../nbs/09_channels/08_sde.ipynb #1a51d5ab
 class StateDelta(Channel):
     "Words with state differences. Raises `InterlatError` for settings out of range."
-    name, needs = 'sde', frozenset(NEEDS)
+    name, reads, needs = 'sde', Deltas, frozenset(NEEDS)
     def __init__(self,
         layers:tuple[int,...]=(-2,), # whose output is sent, counted from 0, or from the end below 0
         max_new_tokens:int=256, # most tokens of a message
@@ -91,10 +91,9 @@ class StateDelta(Channel):
         return rows, z
 
     def _check(self, lm, p):
-        "Raise `InterlatError` for a payload that is not the channel's or does not fit the model."
+        "Raise `InterlatError` for state differences that do not fit the model."
         layers, D = len(layers_of(lm)), causal_lm(lm).width
-        if p is None: return
-        if not isinstance(p, Deltas): raise InterlatError(f"the channel 'sde' reads words with state differences, found {type(p).__name__}; use the channel that sent it")
-        for l, d in p.deltas.items():
+        for l, d in p.deltas.items() if p else ():
             if not 0 <= l < layers or d.shape[1] != D:
-                raise InterlatError(f"state differences of layer {l} and width {d.shape[1]} do not fit {type(lm).__name__}, {layers} layers of width {D}; use a copy of the sender")
+                found = f"layer {l} and width {d.shape[1]} do not fit {type(lm).__name__}, {layers} layers of width {D}"
+                raise InterlatError(f"state differences of {found}; use a copy of the sender")

@@ -19,7 +19,7 @@ from ..compression.reason import embedding_table
 from .payloads import *
 from .protocol import *
 
-# %% ../../nbs/09_channels/05_statebridge.ipynb #6e2025d4
+# %% ../../nbs/09_channels/05_statebridge.ipynb #94b183f7
 class BridgeFit(NamedTuple):
     "A map from states onto embeddings."
     mean_h:Tensor # (…, 1, D)
@@ -39,7 +39,8 @@ class BridgeFit(NamedTuple):
 def _pairs(h, e):
     "States and embeddings in float32. Raises `InterlatError` unless they are pairs."
     if h.dim() < 2 or h.shape != e.shape or not (h.is_floating_point() and e.is_floating_point()):
-        raise InterlatError(f"states and embeddings must be pairs (…, K, D), found {tuple(h.shape)} and {tuple(e.shape)}; give each state its own token's row")
+        raise InterlatError(f"states and embeddings must be pairs (…, K, D), found {tuple(h.shape)} and {tuple(e.shape)}; "
+                            "give each state its own token's row")
     return h.float(), e.to(h.device).float()
 
 def _spread(x, reg):
@@ -86,7 +87,8 @@ def nearest_rows(
 def _anchored(x, E, tau, anchor):
     "Vectors of length τ, drawn towards the nearest rows."
     tau = torch.as_tensor(tau, dtype=torch.float32, device=x.device)
-    if tau.numel() != 1: raise InterlatError(f"tau is one length, found {tau.numel()} numbers; give the mean of the input embeddings' norms")
+    if tau.numel() != 1:
+        raise InterlatError(f"tau is one length, found {tau.numel()} numbers; give the mean of the input embeddings' norms")
     x = tau.reshape(())*normalize(x.float(), dim=-1, eps=1e-8)
     return x if not anchor else (1-anchor)*x + anchor*E[nearest_rows(x, E)].float()
 
@@ -101,13 +103,14 @@ def statebridge_prefix(
     "What StateBridge sends: states aligned, of length τ, and anchored. Raises `InterlatError` for shapes that do not fit together."
     check_range(0, 1, anchor=anchor)
     if E.dim() != 2 or E.shape[1:] != h.shape[-1:]:
-        raise InterlatError(f"the table has shape {tuple(E.shape)}, the states have width {h.shape[-1]}; give the input embeddings of the model that wrote them")
+        raise InterlatError(f"the table has shape {tuple(E.shape)}, the states have width {h.shape[-1]}; "
+                            "give the input embeddings of the model that wrote them")
     return _anchored(statebridge_align(h.float(), e, reg), E, tau, anchor).to(h.dtype)
 
-# %% ../../nbs/09_channels/05_statebridge.ipynb #cd06f7d7
+# %% ../../nbs/09_channels/05_statebridge.ipynb #c4cdc861
 class OwnTokens(Prefix):
     "The embeddings of the last K tokens that the sender wrote. Raises `InterlatError` for numbers out of range."
-    name, needs = 'own_tokens', frozenset(['weights', 'tokenizer'])
+    name, reads, needs = 'own_tokens', States, frozenset(['weights', 'tokenizer'])
     def __init__(self,
         K:int=64, # most tokens that are sent
         max_new_tokens:int=256, # most tokens that are written
@@ -126,19 +129,19 @@ class OwnTokens(Prefix):
         return slice(max(len(ids) - self.K, first if first < len(ids) else 0), None)
 
     def layer(self, lm)->int|None: return None # whose states are looked at
-    def rows(self, lm, ids, h)->Tensor: return causal_lm(lm).embed(torch.tensor(ids, device=lm.device)) # (n, D) of the ids and states that are sent
+    def rows(self, lm, ids, h)->Tensor: # (n, D) of the ids and states that are sent
+        return causal_lm(lm).embed(torch.tensor(ids, device=lm.device))
 
     def texts(self, sender, prompts, seeds)->list[tuple[list[int],Tensor]]: # ids and states of all that is written
-        return written(sender, [as_chat(sender, p).input_ids for p in prompts], self.max_new_tokens, self.temperature, seeds, self.layer(sender.model))
+        ids = [as_chat(sender, p).input_ids for p in prompts]
+        return written(sender, ids, self.max_new_tokens, self.temperature, seeds, self.layer(sender.model))
 
     @torch.no_grad()
     def send(self, sender, prompts, seeds=None): # as in `Channel`
         parts = [(y[k], h[k]) for y, h in self.texts(sender, prompts, seeds) for k in [self.kept(y)]]
         return [States(self.rows(sender.model, y, h), y, words_of(sender, y)) for y, h in parts]
 
-    def vectors(self, actor, payload): # as in `Prefix`
-        if not isinstance(payload, States): raise InterlatError(f"the channel {self.name!r} reads states, found {type(payload).__name__}; use the channel that sent it")
-        return payload.h
+    def vectors(self, actor, payload): return payload.h # as in `Prefix`
 
 class StateBridge(OwnTokens):
     "Aligned states of the last K tokens that the sender wrote. Raises `InterlatError` for numbers out of range."
@@ -163,7 +166,8 @@ class StateBridge(OwnTokens):
 
     def layer(self, lm): # as in `OwnTokens`
         if self.final_norm: return None
-        if not (layers := causal_lm(lm).layers): raise InterlatError(f"the layers of {type(lm).__name__} are in no list; use final_norm=True")
+        if not (layers := causal_lm(lm).layers):
+            raise InterlatError(f"the layers of {type(lm).__name__} are in no list; use final_norm=True")
         return len(layers)
 
     def rows(self, lm, ids, h): # as in `OwnTokens`

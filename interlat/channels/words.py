@@ -16,10 +16,10 @@ from ..agents.actor import *
 from .payloads import *
 from .protocol import *
 
-# %% ../../nbs/09_channels/12_words.ipynb #fa14184d
+# %% ../../nbs/09_channels/12_words.ipynb #a771b2c0
 class Text(Prefix):
     "What the sender wrote. Raises `InterlatError` for numbers out of range."
-    name = 'text'
+    name, reads = 'text', Words
     def __init__(self,
         max_new_tokens:int=256, # most tokens that are written
         temperature:float=0., # of the writing, with a seed a prompt
@@ -33,14 +33,13 @@ class Text(Prefix):
         return [Words(y, words_of(sender, y)) for y, _ in written(sender, ids, self.max_new_tokens, self.temperature, seeds)]
 
     def vectors(self, actor, payload): # as in `Prefix`
-        if not isinstance(payload, Words): raise InterlatError(f"the channel 'text' reads words, found {type(payload).__name__}; use the channel that sent it")
         ids = payload.token_ids if actor.tokenizer is None else plan_token_ids(actor.tokenizer, payload.token_ids, payload.text)
         return causal_lm(actor.model).embed(torch.tensor(ids, dtype=torch.long, device=actor.model.device))
 
-# %% ../../nbs/09_channels/12_words.ipynb #67efd369
+# %% ../../nbs/09_channels/12_words.ipynb #1a02364c
 class Interlat(Prefix):
     "States of what the sender wrote, through the actor's adapter. Raises `InterlatError` for numbers out of range."
-    name, trained = 'interlat', 'adapter and actor'
+    name, reads, trained = 'interlat', States, 'adapter and actor'
     def __init__(self,
         max_new_tokens:int=256, # most tokens that are written, a state each
         temperature:float=0., # of the writing, with a seed a prompt
@@ -57,13 +56,14 @@ class Interlat(Prefix):
     def receive(self, actor, conversations, payloads, *how, **more): # as in `Channel`; the actor is a `ModelWithInsertedHiddenState`
         model = actor.model
         if not isinstance(model, ModelWithInsertedHiddenState):
-            raise InterlatError(f"the channel 'interlat' needs an actor with an adapter, found {type(model).__name__}; train one, or load it with ModelWithInsertedHiddenState")
+            raise InterlatError(f"the channel 'interlat' needs an actor with an adapter, found {type(model).__name__}; "
+                                "train one, or load it with ModelWithInsertedHiddenState")
         blocks = [None if p is None else States(self._block(model, p)) for p in payloads]
         return super().receive(Agent(model.base_model, actor.tokenizer), conversations, blocks, *how, **more)
 
     def _block(self, model, p):
         "What the actor inserts for a message."
-        if not isinstance(p, States): raise InterlatError(f"the channel 'interlat' reads states, found {type(p).__name__}; use the channel that sent it")
+        self._known(p)
         embeds = model.embed_message(p.h[None].to(model.device))
         return model.block(embeds, torch.ones_like(embeds[...,0], dtype=torch.bool))[0][0]
 
