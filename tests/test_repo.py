@@ -88,8 +88,9 @@ def test_a_wing_can_be_overseen(house):
 
 @pytest.mark.parametrize('door, names', [
     ('message', 'LatentMessage MessageStore'), ('adapter', 'AdaptiveProjection HiddenStateProcessor'), ('actor', 'ModelWithInsertedHiddenState'),
-    ('losses', 'separation_loss alignment_loss adaptive_weights'), ('perturb', 'VARIANTS perturb'), ('alfworld', 'find_games generate_games GameEnv'),
-    ('mathtask', 'extract_boxed is_equiv'), ('stats', 'tost_paired'), ('audit', 'measures rung derangements'), ('core', 'InterlatError set_seed'), ('runs', 'stage run_notebook')])
+    ('mathtask', 'extract_boxed is_equiv'), ('stats', 'tost_paired'), ('audit', 'measures rung derangements'),
+    ('losses', 'separation_loss alignment_loss adaptive_weights'), ('channels', 'CHANNELS channel latentmas_embed sde_deltas C2CProjector'), ('perturb', 'VARIANTS perturb'), ('alfworld', 'find_games generate_games GameEnv'),
+    ('core', 'InterlatError set_seed'), ('runs', 'stage run_notebook')])
 def test_promised_addresses_stay(house, door, names):
     module = import_module(f'interlat.{door}')
     assert set(names.split()) <= set(module.__all__) <= set(dir(module))
