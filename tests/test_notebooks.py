@@ -6,7 +6,7 @@ from notebooks import LIBRARY, ROOT, room
 from warm import warm
 
 RUN = 'import sys; from pathlib import Path; from nbdev.test import test_nb; ok, _ = test_nb(Path(sys.argv[1]), skip_flags=["slow", "gpu", "net"]); sys.exit(not ok)'
-COLD = '13_runs/01_provenance', '13_runs/03_notebook' # they measure the processes that they start
+COLD = '15_runs/01_provenance', '15_runs/03_notebook' # they measure the processes that they start
 
 
 @pytest.mark.parametrize('path', [*LIBRARY, ROOT/'nbs'/'index.ipynb'], ids=room)
