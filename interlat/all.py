@@ -12,9 +12,9 @@ __all__ = ['InterlatError', 'set_seed', 'write_atomic', 'Task', 'sender_label', 
            'AdaptiveProjection', 'HiddenStateProcessor', 'ModelWithInsertedHiddenState', 'Speaker', 'message_embeds',
            'new_actor', 'actor_for', 'join_stores', 'span_table', 'collect_from', 'part_stores', 'ActorArguments',
            'train_actor', 'trained_actor', 'trained_sender', 'LatentStudent', 'latent_reason', 'collect_latents',
-           'StudentConfig', 'trained_student', 'actor_loss', 'wire_bytes', 'rollout', 'read_games', 'Contender',
-           'evaluate', 'evaluate_answers', 'read_answers', 'summarise', 'paired', 'effects', 'rate_cell', 'p_cell',
-           'p_words', 'ablation_table', 'write_tables', 'runs_of', 'write_accuracy', 'Table', 'results_table',
+           'StudentConfig', 'trained_student', 'actor_loss', 'wire_bytes', 'rollout', 'read_games', 'read_kept',
+           'Contender', 'evaluate', 'evaluate_answers', 'read_answers', 'summarise', 'paired', 'effects', 'rate_cell',
+           'p_cell', 'p_words', 'ablation_table', 'write_tables', 'runs_of', 'write_accuracy', 'Table', 'results_table',
            'save_figure', 'picture', 'success_by_condition', 'effects_by_type', 'success_by_ablation', 'message_map',
            'training_dynamics', 'rate_distortion', 'spectrum_curves', 'cka_heatmap', 'probe_bars', 'lens_heatmap',
            'parallelism_curves', 'attribution_bars', 'action_bars', 'episode_timeline', 'effective_rank',
@@ -57,7 +57,7 @@ from .compression.reason import LatentStudent, latent_reason, collect_latents
 from .compression.compress import StudentConfig, trained_student
 from .compression.rate import actor_loss, wire_bytes
 from .evaluation.rollout import rollout
-from .evaluation.log import read_games
+from .evaluation.log import read_games, read_kept
 from .evaluation.evaluate import Contender, evaluate
 from .evaluation.questions import evaluate_answers, read_answers
 from .evaluation.summary import summarise, paired, effects, rate_cell, p_cell, p_words, ablation_table, write_tables
@@ -105,7 +105,7 @@ _all_ = ['ActorArguments', 'train_actor', 'trained_actor', 'trained_sender']
 _all_ = ['LatentStudent', 'latent_reason', 'collect_latents', 'StudentConfig', 'trained_student', 'actor_loss', 'wire_bytes']
 
 # %% ../nbs/16_doors/10_all.ipynb #6ab3edd5
-_all_ = ['rollout', 'read_games', 'Contender', 'evaluate', 'evaluate_answers', 'read_answers', 'summarise', 'paired', 'effects',
+_all_ = ['rollout', 'read_games', 'read_kept', 'Contender', 'evaluate', 'evaluate_answers', 'read_answers', 'summarise', 'paired', 'effects',
          'rate_cell', 'p_cell', 'p_words', 'ablation_table', 'write_tables', 'runs_of', 'write_accuracy', 'Table', 'results_table']
 
 # %% ../nbs/16_doors/10_all.ipynb #d9c321fc

@@ -16,7 +16,7 @@ from interlat.evaluation.delivery import *
 from interlat.evaluation.evaluate import *
 from interlat.evaluation.summary import *
 from interlat.core.basics import InterlatError
-from interlat.evaluation.log import GameLog
+from interlat.evaluation.log import GameLog, read_games
 from interlat.messages.message import MessageStore
 from interlat.messages.perturb import VARIANTS
 from interlat.evaluation.rollout import Episode
@@ -201,7 +201,47 @@ def test_sampling_is_drawn_for_every_condition_and_seed(crew, tmp_path, monkeypa
     with pytest.raises(InterlatError, match='made with temperature 0.7, now 0.0'): go('warm')
 
 
-@pytest.mark.parametrize('variant, same', (('cross_task', False), ('self_message', True)))
+@pytest.fixture(scope='module')
+def pairs(tmp_path_factory): return make_crew(tmp_path_factory.mktemp('pairs'), 12) # two games of a type
+
+
+def test_a_run_that_was_begun_under_the_old_name_goes_on_as_it_began(pairs, tmp_path):
+    conditions, order = ['latent', 'same_type'], ['condition', 'game_id', 'seed']
+    def run(out, conditions, **kw): return evaluate_crew(pairs, tmp_path/out, conditions, **kw)
+    whole = run('whole', conditions, seeds=(0, 1))
+    half = run('begun', conditions, seeds=(0,))
+    log = tmp_path/'begun'/'games.csv'
+    log.write_text(log.read_text().replace('same_type', 'self_message'))
+    kept = log.read_text()
+    again = run('begun', conditions, seeds=(0,))
+    assert log.read_text() == kept and again.equals(half), 'what is there counts'
+    result = run('begun', conditions, seeds=(0, 1))
+    assert log.read_text().startswith(kept) and 'same_type' not in log.read_text(), 'one name in a file'
+    pd.testing.assert_frame_equal(result.sort_values(order, ignore_index=True), whole.sort_values(order, ignore_index=True))
+    assert pd.read_csv(log).shape == (len(whole), 10) and set(read_games(log).condition) == {*conditions}
+    write_tables(log.parent)
+    assert 'specificity' in set(effects(read_games(log)).effect) and 'self_message' not in (log.parent/'summary.csv').read_text()
+
+
+def test_a_contender_noted_under_the_old_name_of_its_variant(pairs, tmp_path):
+    (actor, games, store), _ = pairs
+    def go(): return evaluate(actor, games, store, ['mine'], tmp_path, dict(mine=Contender(actor, 'same_type')), **SHORT)
+    played, note = go(), tmp_path/'evaluate.json'
+    note.write_text(note.read_text().replace('"same_type"', '"self_message"'))
+    assert go().equals(played) and '"variant of mine": "same_type"' in note.read_text()
+
+
+@pytest.mark.parametrize('how', (dict(conditions=['latent', 'self_message']), dict(conditions=['mine'], variant='self_message'),
+                                 dict(conditions=['self_message'], name='self_message')))
+def test_the_old_name_is_refused_before_anything_is_written(crew, tmp_path, how):
+    (actor, games, store), _ = crew
+    actors = {how.get('name', 'mine'): Contender(actor, how.get('variant', 'latent'))}
+    with pytest.raises(InterlatError, match="^condition 'self_message' is 'same_type' now: in audits `self` is the receiver's own message$"):
+        evaluate(actor, games, store, how['conditions'], tmp_path/'out', actors, **SHORT)
+    assert not (tmp_path/'out').exists()
+
+
+@pytest.mark.parametrize('variant, same', (('cross_task', False), ('same_type', True)))
 def test_partners_by_looking_at_every_pair(tmp_path, variant, same):
     games = cast.games(tmp_path, 18)
     kind, seen = {g.task_id: g.task_type for g in games}, {}

@@ -12,7 +12,7 @@ NOISY = NAMES[4:]
 CUT = [f'truncate_0.{k}' for k in range(9, -1, -1)]
 KS = [128, 64, 32, 16, 8, 4, 2, 1]
 SHORT = [f'{way}_{k}' for way in ('first', 'pool') for k in KS]
-NAMES += ['cross_family', 'zero_message', 'mean_message', 'self_message', *CUT, *SHORT]
+NAMES += ['cross_family', 'zero_message', 'mean_message', 'same_type', *CUT, *SHORT]
 
 def gen(seed=0): return torch.Generator().manual_seed(seed)
 
@@ -29,7 +29,7 @@ def samples(variant, m, n=4000):
 def test_names_and_channels():
     assert list(VARIANTS) == NAMES and all(v.name == k and v.doc for k, v in VARIANTS.items())
     assert {k: v.channel for k, v in VARIANTS.items() if v.channel != 'latent'} == {'text': 'text', 'no_comm': 'none'}
-    assert {k: v.partner for k, v in VARIANTS.items() if v.partner} == dict(cross_task='other_type', self_message='same_type', mean_message='mean')
+    assert {k: v.partner for k, v in VARIANTS.items() if v.partner} == dict(cross_task='other_type', same_type='same_type', mean_message='mean')
     assert [k for k, v in VARIANTS.items() if v.drawn] == NOISY
 
 @pytest.mark.parametrize('variant', NAMES)
@@ -62,7 +62,7 @@ def test_what_passes_unchanged():
     m, other = message(), message(seed=1, task_id='u', n=7)
     for variant in ('latent', 'text', 'cross_family'): assert torch.equal(perturb(m, variant).h, m.h)
     assert perturb(m, 'no_comm') is None
-    for variant in ('cross_task', 'self_message'): assert perturb(m, variant, other=other) is other
+    for variant in ('cross_task', 'same_type'): assert perturb(m, variant, other=other) is other
 
 def test_truncation():
     m = message(n=27)
@@ -215,7 +215,7 @@ def test_refusals():
     with pytest.raises(InterlatError, match="same task 't'"): perturb(m, 'cross_task', other=message(seed=1))
     with pytest.raises(InterlatError, match="found one of 'x', width 32"): perturb(m, 'cross_task', other=message(task_id='u', sender='x'))
     with pytest.raises(InterlatError, match="found one of 's', width 16"): perturb(m, 'cross_task', other=message(task_id='u', width=16))
-    with pytest.raises(InterlatError, match="self_message needs the message of another task of the same type: pass other="): perturb(m, 'self_message')
+    with pytest.raises(InterlatError, match="same_type needs the message of another task of the same type: pass other="): perturb(m, 'same_type')
     with pytest.raises(InterlatError, match="mean_message needs a message with the others' mean state"): perturb(m, 'mean_message')
     with pytest.raises(InterlatError, match="at least one state, found none for 'u'"): perturb(m, 'mean_message', other=message(task_id='u')[:0])
     for variant in NOISY[1:]:

@@ -122,3 +122,15 @@ def test_an_interrupted_run_says_so(experiment, tmp_path):
     assert process.returncode != 0
     manifest = json.loads((tmp_path/'run'/'manifest.json').read_text())
     assert manifest['state'] == 'failed' and [(s['stage'], s['state']) for s in manifest['stages']] == [('sleep', 'failed')] # the cell was interrupted, not killed
+
+
+def test_a_recipe_with_the_old_name_of_a_condition_is_refused_and_a_run_that_was_begun_with_it_goes_on(experiment, tmp_path):
+    from interlat.runs.notebook import plan_run
+    notebook, run = experiment("pass", "conditions = ['latent']\nout = 'run'"), tmp_path/'run'
+    for given in (['latent', 'self_message'], '[latent, self_message]'):
+        with pytest.raises(InterlatError, match="^condition 'self_message' is 'same_type' now"): plan_run(notebook, dict(conditions=given), run)
+    plan = plan_run(notebook, dict(conditions=['latent', 'same_type']), run)
+    run.mkdir()
+    (run/'manifest.json').write_text(json.dumps(plan).replace('same_type', 'self_message'))
+    assert plan_run(notebook, dict(conditions=['latent', 'same_type']), run) == plan
+    with pytest.raises(InterlatError, match='holds a run with conditions'): plan_run(notebook, dict(conditions=['same_type']), run)

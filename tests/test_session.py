@@ -82,10 +82,23 @@ def test_a_broken_game_is_played_again(session, tmp_path):
     assert set(s.outcomes().values()) == {'error'} and s.moments(s.tasks[0].task_id)[1].won is not None
 
 
+def test_a_session_that_was_kept_under_an_old_name(session, tmp_path):
+    small = copy_session(session, tmp_path/'kept', 12)
+    log, task = tmp_path/'kept'/'games.csv', small.tasks[0].task_id
+    rows = log.read_text().splitlines()
+    log.write_text('\n'.join([*rows, *(r.replace('latent,', 'self_message,', 1) for r in rows if r.startswith('latent,'))]) + '\n')
+    kept, s = log.read_bytes(), open_session(tmp_path/'kept')
+    assert s.recorded(task, 'same_type').outputs == s.recorded(task, 'latent').outputs and s.outcomes('same_type') == s.outcomes('latent')
+    assert 'self_message' not in s.conditions and s.message(task, 'same_type')[0].task_id != task and log.read_bytes() == kept
+    for ask in (s.message, s.moments):
+        with pytest.raises(InterlatError, match="condition 'self_message' is 'same_type' now"): ask(task, 'self_message')
+    with pytest.raises(InterlatError, match="condition 'self_message' is 'same_type' now"): copy_session(s, tmp_path/'two', 2, ['self_message'])
+
+
 def test_conditions_follow_the_tasks(session, tmp_path):
     one = copy_session(session, tmp_path/'one', 1)
-    assert not {'cross_task', 'self_message', 'mean_message'} & set(one.conditions) and 'latent' in one.conditions
-    assert {'cross_task', 'self_message', 'mean_message'} <= set(session.conditions) and 'no_cot' not in session.conditions
+    assert not {'cross_task', 'same_type', 'mean_message'} & set(one.conditions) and 'latent' in one.conditions
+    assert {'cross_task', 'same_type', 'mean_message'} <= set(session.conditions) and 'no_cot' not in session.conditions
 
 
 def test_mean_and_removal_agree_on_a_planted_span():

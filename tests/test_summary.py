@@ -3,6 +3,7 @@ import math
 import numpy as np, pandas as pd, pytest
 from hypothesis import given, settings, strategies as st
 
+from interlat.core.basics import InterlatError
 from interlat.evaluation.log import COLUMNS
 from interlat.core.stats import detectable_effect, mcnemar, newcombe, wilson
 from interlat.evaluation.summary import *
@@ -20,12 +21,12 @@ TYPES = ['pick', 'heat', 'cool']
 
 
 @st.composite
-def evaluations(draw, conditions=('latent', 'no_comm', 'cross_task', 'self_message')):
+def evaluations(draw, conditions=('latent', 'no_comm', 'cross_task', 'same_type')):
     "Up to 12 games of up to three types; up to 3 seeds where something is drawn; rows may be missing, and games broken."
     rows = []
     for i in range(draw(st.integers(1, 12))):
         for c in conditions:
-            for seed in range(draw(st.integers(0, 3)) if c in ('cross_task', 'self_message') else 1):
+            for seed in range(draw(st.integers(0, 3)) if c in ('cross_task', 'same_type') else 1):
                 rows.append(row(c, f'g{i}', draw(outcome), seed, TYPES[i % 3]))
     return table(*rows)
 
@@ -148,3 +149,9 @@ def test_seeds_that_agree_add_no_certainty():
     three = pd.concat([one.assign(seed=s) for s in range(3)])
     assert ablation_table(three).drop(columns=['seeds', 'mean_steps_all']).equals(ablation_table(one).drop(columns=['seeds', 'mean_steps_all']))
     assert ablation_table(one).change_p[1] == mcnemar(0, 7)
+
+
+def test_pairs_by_the_old_name_are_refused():
+    games = table(row('latent', 'g1', True), row('same_type', 'g1', False))
+    assert paired(games, [('latent', 'same_type')]).difference.tolist() == [1.]
+    with pytest.raises(InterlatError, match="condition 'self_message' is 'same_type' now"): paired(games, [('latent', 'self_message')])

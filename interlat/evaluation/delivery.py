@@ -19,13 +19,15 @@ from ..messages.perturb import *
 # %% ../../nbs/10_evaluation/04_delivery.ipynb #21e4312c
 _SHORT_OF = dict(other_type='tasks of at least two types, found only', same_type='two tasks of a type at least, found one of')
 
+_DRAWN_BY = {new: old for old, new in RENAMED.items()}
+
 def partners(
     games:list[Task], # those that are evaluated together
     seed:int=0, # of the evaluation
     variant:str='cross_task', # a variant whose message is that of another game
 )->dict[str,str]: # task_id -> task_id of the game whose message it gets
     "For each game another one, of another type or of the same. Raises `InterlatError` if there is none."
-    kind, found = VARIANTS[variant].partner, {}
+    kind, found = check_variant(variant).partner, {}
     same = kind == 'same_type'
     games = sorted(games, key=lambda g: g.task_id)
     pools = {t: [g.task_id for g in games if (g.task_type == t) == same] for t in {g.task_type for g in games}}
@@ -34,7 +36,7 @@ def partners(
         others = len(pool) - same # a pool of the same type holds the game itself
         if not others:
             raise InterlatError(f"{variant} needs {_SHORT_OF[kind]} {g.task_type}; take more tasks, or leave {variant} out")
-        k = derive_seed(seed, variant, g.task_id) % others
+        k = derive_seed(seed, _DRAWN_BY.get(variant, variant), g.task_id) % others
         if same and k >= bisect_left(pool, g.task_id): k += 1 # pass the game itself
         found[g.task_id] = pool[k]
     return found
@@ -70,7 +72,7 @@ class Delivery:
 
     def __len__(self): return len(self.games)
     def __getitem__(self, i):
-        if VARIANTS[self.variant].channel == 'none': return None
+        if check_variant(self.variant).channel == 'none': return None
         message = self.store[self.games[i].task_id]
         g = torch.Generator().manual_seed(derive_seed(self.seed, self.variant, message.task_id))
         return perturb(message, self.variant, other=self.other and self.other(message), generator=g)
@@ -83,7 +85,7 @@ def stand_in(
     seed:int=0, # of the choice
 )->Callable|None: # message -> the one that stands in for it; None if it goes itself
     "Who stands in for whom under `variant`. Raises `InterlatError` if the games do not allow it."
-    kind = VARIANTS[variant].partner
+    kind = check_variant(variant).partner
     if not kind: return None
     if kind == 'mean': return others_mean(store, games)
     swap = partners(games, seed, variant)

@@ -48,6 +48,7 @@ def _contenders(conditions, first, actors):
     "A whole `Contender` for each condition: `first`, or the one in `actors`. Raises `InterlatError` for one that does not fit its name."
     if not conditions or len(set(conditions)) < len(conditions):
         raise InterlatError(f"conditions must be different names, at least one, found {list(conditions)}")
+    check_no_old([*conditions, *actors])
     if clash := sorted(set(VARIANTS) & set(actors) - set(BASELINES)):
         raise InterlatError(f"condition {clash[0]!r} is built in; give the extra actor another name")
     known, found = [*(v for v in VARIANTS if v not in BASELINES), *actors], {}
@@ -141,9 +142,10 @@ def _settings(asked):
 # %% ../../nbs/10_evaluation/05_evaluate.ipynb #3c5e0003
 def _noted(path):
     "What `_note` wrote. Raises `InterlatError` if it is damaged."
-    try: return dict(json.loads(path.read_text()))
+    try: noted = dict(json.loads(path.read_text()))
     except (ValueError, TypeError) as e:
         raise InterlatError(f"{path} is damaged, so that nobody knows how the results beside it were made; use another folder") from e
+    return {k: RENAMED.get(v, v) if k.startswith('variant') else v for k, v in noted.items()}
 
 def _digest(task): # of what the actor is given and graded by
     return hashlib.blake2b(json.dumps([task.turns[:-1], task.answer]).encode(), digest_size=4).hexdigest()

@@ -43,14 +43,15 @@ def replay_log(
     "Play the recorded commands of an evaluation again, and write `replay.csv` beside it. Raises `InterlatError` if a game is missing."
     path = Path(out)/'replay.csv'
     if path.exists(): cut_torn_line(path)
-    old = pd.read_csv(path, keep_default_na=False) if path.exists() else pd.DataFrame(columns=REPLAYED)
+    old, begun = pd.DataFrame(columns=REPLAYED), {}
+    if path.exists(): old, begun = read_kept(path, keep_default_na=False), begun_as(pd.read_csv(path).condition)
     todo = list(_records(out, data_path, {*zip(old.condition, old.seed, old.game_id)}, limit))
     if not path.exists(): write_atomic(path, ','.join(REPLAYED) + '\n')
     records = [(file, json.loads(r.actions), r.won) for r, file in todo]
     with writing(path), open(path, 'a', encoding='utf-8') as log:
         for found in tqdm(replay_rows(records, None, engine, workers), total=len(todo), desc='replay', disable=not progress):
             row, _ = todo[found['record']]
-            said = dict(found, condition=row.condition, seed=row.seed, game_id=row.game_id)
+            said = dict(found, condition=begun.get(row.condition, row.condition), seed=row.seed, game_id=row.game_id)
             pd.DataFrame([said])[REPLAYED].to_csv(log, header=False, index=False)
             log.flush()
-    return pd.read_csv(path, keep_default_na=False)
+    return read_kept(path, keep_default_na=False)

@@ -86,6 +86,7 @@ def paired(
     "Compare conditions over the games that ran under both. Raises `InterlatError` for a condition without rows."
     names, rates = list(games.condition.unique()), game_rates(games)
     if pairs is None: pairs = [('latent', c) for c in names if c != 'latent'] if 'latent' in names else []
+    check_no_old(c for pair in pairs for c in pair)
     for c in dict.fromkeys(c for pair in pairs for c in pair):
         if c not in rates: raise InterlatError(f"no games that ran under condition {c!r}; there are {', '.join(names)}")
     return pd.DataFrame([_pair(rates, a, b) for a,b in pairs], columns=PAIRED)
@@ -97,7 +98,7 @@ def _pair(rates, a, b):
 
 # %% ../../nbs/10_evaluation/07_summary.ipynb #ff52635e
 EFFECTS = dict(presence=('latent', 'no_comm', 'no message'), content=('latent', 'cross_task', "another task's message"),
-               specificity=('latent', 'self_message', "the message of another {game} of the same type"))
+               specificity=('latent', 'same_type', "the message of another {game} of the same type"))
 WON = dict(game='wins', question='right answers') # what is done -> what is counted
 
 def effects(

@@ -104,6 +104,7 @@ class Session:
     def _check(self, task_id, condition):
         if task_id not in self.by_id:
             raise InterlatError(f"no task {task_id!r} in {self.folder.name}; the first of {len(self.by_id)} is {self.tasks[0].task_id!r}")
+        check_no_old([condition])
         if condition not in self.conditions:
             known = short_list(self.conditions)
             raise InterlatError(f"condition {condition!r} cannot be shown with this actor and these tasks; choose from {known}")
@@ -195,6 +196,7 @@ def copy_session(
     folder. Results with another task's message stay behind, as the other task may; students do, too. Raises `InterlatError` for a folder
     that holds something, or `n` below 1."""
     check_range(1, n=n)
+    check_no_old(conditions or ())
     out, tasks, sender = Path(out), session.tasks[:n], session._where['sender']
     if out.exists() and any(out.iterdir()): raise InterlatError(f"{out} is not empty; choose another folder")
     shutil.copytree(session._path(session._where['actor']), out/'actor', ignore=shutil.ignore_patterns('log.csv', 'recipe.json'))

@@ -145,7 +145,7 @@ VARIANTS = {v.name: v for v in (
     Variant('cross_family', 'latent', _as_sent, "the message of a sender of another family"),
     Variant('zero_message', 'latent', _zero, "as long as the message, all states zero"),
     Variant('mean_message', 'latent', _mean, "as long as the message, each state the mean of all other games' states", 'mean'),
-    Variant('self_message', 'latent', _others, "the message of another game of the same type", 'same_type'),
+    Variant('same_type', 'latent', _others, "the message of another game of the same type", 'same_type'),
     *(Variant(f'truncate_{k/10}', 'latent', _part(k/10), f"the first {10*k} % of the message") for k in range(9, -1, -1)),
     *(Variant(f'first_{k}', 'latent', _first(k), f"cut after {k} state{'s'*(k > 1)}") for k in LENGTHS),
     *(Variant(f'pool_{k}', 'latent', _pool(k), f"mean-pooled to {k} state{'s'*(k > 1)}") for k in LENGTHS),
@@ -155,7 +155,8 @@ VARIANTS = {v.name: v for v in (
 def check_variant(
     name:str, # e.g. 'latent'
 )->Variant:
-    "The variant of that name; raises `InterlatError` with the names there are if there is none."
+    "The variant of that name; raises `InterlatError` with the names there are if there is none, and for a name that one had."
+    check_no_old([name])
     check_choice(VARIANTS, condition=name)
     return VARIANTS[name]
 

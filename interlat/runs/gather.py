@@ -20,10 +20,10 @@ def flat_numbers(
     found, # what a `metrics.json` holds
     name:str='', # of what stands above it
 )->dict[str,float]: # name -> number, e.g. 'success/latent'; words are left out
-    "The numbers in nested mappings and lists, each with its way there."
+    "The numbers in nested mappings and lists, each with its way there; conditions under their names of today."
     if isinstance(found, bool|int|float): return {name: float(found)}
     parts = found.items() if isinstance(found, dict) else enumerate(found) if isinstance(found, list) else ()
-    return {k: v for key, value in parts for k, v in flat_numbers(value, f'{name}/{key}' if name else str(key)).items()}
+    return {k: v for key, value in parts for called in [RENAMED.get(key, str(key))] for k, v in flat_numbers(value, f'{name}/{called}' if name else called).items()}
 
 # %% ../../nbs/15_runs/05_gather.ipynb #20aa0008
 def _cell(value):

@@ -137,6 +137,7 @@ def _made(manifest):
     "How a run was made, as JSON has it: two of one folder must agree in it, wherever the folder lies."
     made = dict(manifest['parameters'], notebook=Path(manifest['notebook']).name, revision=manifest['git']['revision'])
     made = {name: value for name, value in made.items() if name not in ('out', 'figures')}
+    if isinstance(names := made.get('conditions'), list|tuple): made['conditions'] = [RENAMED.get(c, c) for c in names]
     return json.loads(json.dumps(made), parse_constant=str) # a NaN differs from itself
 
 def _claim(out, manifest):
@@ -156,6 +157,7 @@ def plan_run(
     "What a run would be, and nothing run. Raises `InterlatError` for bad parameters or a folder with another run in it."
     folders = {name: str(Path(folder).resolve()) for name, folder in (('out', out), ('figures', figures)) if folder is not None}
     params = check_parameters(notebook, params | folders)
+    if isinstance(names := params.get('conditions'), list|tuple): check_no_old(names)
     manifest = dict(notebook=str(notebook), parameters=params, git=git_state(Path(notebook).parent))
     _claim(out, manifest)
     return manifest
