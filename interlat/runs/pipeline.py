@@ -11,8 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..core.basics import *
-from ..games.find import *
-from ..models.lm import *
 from .notebook import *
 
 # %% ../../nbs/15_runs/09_pipeline.ipynb #22000005
@@ -32,10 +30,11 @@ class Plan:
     seed:int = 0            # of what is made and trained
 
     @property
-    def made(self)->bool: return self.sender in PRESETS and not self.data_path # games or problems are made for the run
+    def made(self)->bool: return self.sender.startswith('tiny-') and not self.data_path # games or problems are made for the run
     @property
     def split(self)->str: # of the tasks to report on; a folder of games may lack the scenes that are kept back
         if self.task == 'math': return 'test'
+        from interlat.games.find import games_folder
         there = not self.data_path or (games_folder(self.data_path)/'valid_unseen').is_dir()
         return 'valid_unseen' if there else 'valid_seen'
 
