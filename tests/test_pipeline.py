@@ -117,11 +117,11 @@ def test_a_dry_run_of_the_pipeline(tmp_path, monkeypatch):
     from interlat.runs.dryrun import look_at
     from interlat.runs.pipeline import as_parameters
     monkeypatch.setenv('ALFWORLD_DATA', str(tmp_path/'games'))
-    wrong = [c.what for c in look_at(as_parameters(plan('alfworld', 'small', full=True)), tmp_path, 'h100')[0] if not c.fine]
+    wrong = [c.what for c in look_at(as_parameters(plan('alfworld', 'medium', full=True)), tmp_path, 'h100')[0] if not c.fine]
     assert wrong[:4] == ['sender', 'actor', 'data train', 'data valid_unseen'] # no network, no games
     for task in TASKS:
         assert all(c.fine for c in look_at(as_parameters(plan(task)), tmp_path, 'cpu')[0])
-        for size, n in (('small', 1), ('large', 1), ('large', 8)):
+        for size, n in (('medium', 1), ('large', 1), ('large', 8)):
             told = budget(as_parameters(plan(task, size, True, processes=n), n), device('h100'))
             assert told.memory_gb < 80, (task, size, n, told)
 
