@@ -136,6 +136,21 @@ def test_what_the_readings_share_is_computed_once_and_changes_nothing(frozen, pl
     if mismatched: assert_close(slopes, gradient(a, expected), atol=1e-9, rtol=1e-9)
 
 
+@pytest.mark.parametrize('frozen', [False, True])
+def test_a_layer_that_is_run_again_looks_up_the_same(frozen):
+    "Under activation checkpointing, with the language model trained and frozen."
+    b, rates, found = as_written(batch((14, 5, 9, 11), (7, 3, 2, 5)), (0, 0, 0, 0)), torch.tensor([0., .5, 1., .7]), []
+    for again in (False, True):
+        a = actor().train()
+        a.processor.hidden_mha.dropout = 0.
+        a.base_model.requires_grad_(not frozen)
+        objective = Objective(a)
+        if again: a.gradient_checkpointing_enable()
+        found.append(gradient(a, objective(b, rates)))
+    assert found[0] and found[0].keys() == found[1].keys()
+    assert_close(*found, atol=1e-12, rtol=1e-9)
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.integers(2, 5).flatmap(lambda n: st.tuples(*[st.lists(st.integers(low, high), min_size=n, max_size=n) for low, high in ((3, 20), (1, 12), (1, 12), (0, 10))])), st.booleans())
 def test_random_batches_of_uneven_lengths(shape, marked):

@@ -214,7 +214,7 @@ class ModelWithInsertedHiddenState(nn.Module):
         "Write the base model as Hugging Face does, LoRA added in, and beside it the adapter and its settings."
         folder, state = Path(folder), self.state_dict() if state_dict is None else state_dict
         def part(name): return {k.removeprefix(name): v for k,v in state.items() if k.startswith(name)}
-        if base: save_difference(self.base_model, base, folder)
+        if base: save_difference(self.base_model, base, folder, part('base_model.'))
         else: save_lm(self.base_model, folder, part('base_model.'))
         write_atomic(folder/'adapter.safetensors', save({k: v.contiguous() for k,v in part('processor.').items()}))
         write_atomic(folder/'interlat_config.json', json.dumps(self.settings, indent=1))

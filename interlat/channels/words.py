@@ -17,9 +17,8 @@ from .payloads import *
 from .protocol import *
 
 # %% ../../nbs/09_channels/12_words.ipynb #a771b2c0
-class Text(Prefix):
-    "What the sender wrote. Raises `InterlatError` for numbers out of range."
-    name, reads = 'text', Words
+class _Writing(Prefix):
+    "A channel whose sender writes. Its subclasses say `payload`."
     def __init__(self,
         max_new_tokens:int=256, # most tokens that are written
         temperature:float=0., # of the writing, with a seed a prompt
@@ -30,27 +29,23 @@ class Text(Prefix):
 
     def send(self, sender, prompts, seeds=None): # as in `Channel`
         ids = [as_chat(sender, p).input_ids for p in prompts]
-        return [Words(y, words_of(sender, y)) for y, _ in written(sender, ids, self.max_new_tokens, self.temperature, seeds)]
+        texts = written(sender, ids, self.max_new_tokens, self.temperature, seeds)
+        return [self.payload(h, y, words_of(sender, y)) for y, h in texts]
+
+class Text(_Writing):
+    "What the sender wrote. Raises `InterlatError` for numbers out of range."
+    name, reads = 'text', Words
+    def payload(self, h, ids, text): return Words(ids, text) # of what was written
 
     def vectors(self, actor, payload): # as in `Prefix`
         ids = payload.token_ids if actor.tokenizer is None else plan_token_ids(actor.tokenizer, payload.token_ids, payload.text)
         return causal_lm(actor.model).embed(torch.tensor(ids, dtype=torch.long, device=actor.model.device))
 
 # %% ../../nbs/09_channels/12_words.ipynb #1a02364c
-class Interlat(Prefix):
+class Interlat(_Writing):
     "States of what the sender wrote, through the actor's adapter. Raises `InterlatError` for numbers out of range."
     name, reads, trained = 'interlat', States, 'adapter and actor'
-    def __init__(self,
-        max_new_tokens:int=256, # most tokens that are written, a state each
-        temperature:float=0., # of the writing, with a seed a prompt
-    ):
-        check_range(1, whole=True, max_new_tokens=max_new_tokens)
-        check_range(0, temperature=temperature)
-        self.max_new_tokens, self.temperature = max_new_tokens, temperature
-
-    def send(self, sender, prompts, seeds=None): # as in `Channel`
-        ids = [as_chat(sender, p).input_ids for p in prompts]
-        return [States(h, y, words_of(sender, y)) for y, h in written(sender, ids, self.max_new_tokens, self.temperature, seeds)]
+    def payload(self, h, ids, text): return States(h, ids, text) # of what was written
 
     @torch.no_grad()
     def receive(self, actor, conversations, payloads, *how, **more): # as in `Channel`; the actor is a `ModelWithInsertedHiddenState`

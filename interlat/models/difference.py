@@ -39,10 +39,11 @@ def _changed(name, new, old, tolerance):
 def difference(
     lm:nn.Module, # trained language model, with LoRA layers or without
     base:nn.Module, # the one that it began as
+    state:dict[str,Tensor]|None=None, # all tensors of `lm` by name, gathered from the processes that share them; None: the live ones
     tolerance:float=1e-3, # part of a matrix's change that may be lost, by its norm
 )->dict[str,Tensor]: # by name and kind
     "What sets a model apart from its base; tied weights are told once."
-    state, old, out = merged_state(lm, lm.state_dict()), base.state_dict(), {}
+    state, old, out = merged_state(lm, lm.state_dict() if state is None else state), base.state_dict(), {}
     for twin in lm.all_tied_weights_keys: state.pop(twin, None)
     for name, new in state.items(): out |= dict(_changed(name, new.cpu(), old.get(name), tolerance))
     return out
@@ -54,10 +55,11 @@ def save_difference(
     lm:nn.Module, # trained language model
     base:str, # what it began as: a preset, packaged model or hub id, which is loaded to compare
     folder:str|Path, # made if it is not there
+    state:dict[str,Tensor]|None=None, # as in `difference`
     dtype:torch.dtype=torch.bfloat16, # that the numbers are kept in
 )->Path: # `folder`
     "Write a model's configuration and what sets it apart from its base."
-    found = difference(lm, load_lm(base, 'float32', 'cpu').model)
+    found = difference(lm, load_lm(base, 'float32', 'cpu').model, state)
     lm.config.save_pretrained(folder)
     write_atomic(Path(folder)/DIFFERENCE, save({k: v.to(dtype).contiguous() for k, v in found.items()}, dict(base=str(base))))
     return Path(folder)

@@ -116,7 +116,9 @@ class Objective(Reader):
         def live(): return read_states(self.actor, batch, blocks[:k], same[:k], shared)
         def at_rest():
             with torch.no_grad(): return read_states(self.actor, batch, blocks[k:], same[k:], shared)[0]
-        if self.moves: (z, targets), still = live(), at_rest()
+        if self.moves:
+            (z, targets), still = live(), at_rest()
+            shared.layers.clear() # nobody looks them up any more, and the losses want the room
         else: # what comes before a message gets no gradient, and is read without
             still, shared.first = at_rest(), None
             z, targets = live()

@@ -148,7 +148,7 @@ def packed_attention(module, query, key, value, attention_mask, packed=None, is_
     "An `AttentionInterface` of Hugging Face; where `packed` is given, (1, heads, N, width) in and (1, N, heads, width) out."
     if packed is None: return sdpa_attention_forward(module, query, key, value, attention_mask, is_causal=is_causal, **kwargs)
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    if packed.known: known = (q.new_zeros(packed.known, *q.shape[1:]), *packed.shared.layers.pop(module)) # nobody asks for what is known
+    if packed.known: known = (q.new_zeros(packed.known, *q.shape[1:]), *packed.shared.layers[module]) # nobody asks for what is known
     else: known = None, None, None
     if packed.shared and not packed.known: packed.shared.layers[module] = k.detach(), v.detach()
     slots = [_Unpack.apply(x, before, packed) for x, before in zip((q, k, v), known)] # (slots, heads, width) each
