@@ -4,7 +4,7 @@
 
 `test_repo` holds the two against each other; this way the notebook's tests are tests of the package, and its lines are measured.
 The status is 1 where a cell fails."""
-import re, sys
+import sys
 from pathlib import Path
 
 import nbdev.test
@@ -12,13 +12,16 @@ import nbdev.test
 
 class Shell(nbdev.test.CaptureShell):
     def run_all(self, nb, *args, **kw):
-        sources = [c.source for c in nb.cells if c.cell_type == 'code']
-        name = next((m[1] for m in (re.match(r'\s*#\|\s*default_exp\s+([\w.]+)', s) for s in sources) if m), None)
-        instead = [f'import interlat.{name} as _room', 'globals().update({k: v for k, v in vars(_room).items() if not k.startswith("__")})']
-        for c in nb.cells:
-            if c.cell_type == 'code' and re.match(r'\s*#\|\s*export\b', c.source):
-                c.source, instead = '\n'.join(instead), []
+        "nbdev has taken the directives out of the cells' text by now: they stand in `directives_`."
+        told = [c for c in nb.cells if c.cell_type == 'code' and c.directives_]
+        exported = [c for c in told if 'export' in c.directives_]
+        name = next((c.directives_['default_exp'][0] for c in told if 'default_exp' in c.directives_), None)
+        for c in exported: c.source = ''
+        if exported: exported[0].source = as_guests_import(f'interlat.{name}')
         return super().run_all(nb, *args, **kw)
+
+
+def as_guests_import(module): return f'import {module} as _room\nglobals().update({{k: v for k, v in vars(_room).items() if not k.startswith("__")}})'
 
 
 if __name__ == '__main__':
