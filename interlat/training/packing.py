@@ -41,7 +41,7 @@ def plain_states(
 
 # %% ../../nbs/07_training/03_packing.ipynb #d0f6c280
 class Shared:
-    "What a packed reading leaves to one more of the same batch: keys and values of each layer, last states, and the numbers of its first reading."
+    "What packed readings leave to one more of the same batch: of the first of them, keys and values of each layer, last states and numbers."
     def __init__(self): self.n, self.layers, self.states, self.first = 0, {}, None, None
 
 class Packed(NamedTuple):
@@ -55,6 +55,7 @@ class Packed(NamedTuple):
     predicts:Tensor # (K, S) positions that predict the supervised tokens
     targets:Tensor # (S,) the supervised tokens
     first:tuple # numbers of the first block (B, M), and of the text behind it (B, T)
+    own:int # positions of the first reading: a later one looks up these alone
     known:int=0 # positions that an earlier reading has read
     shared:Shared|None=None # what it left, or what this one shall leave
 
@@ -107,7 +108,7 @@ def pack(
     back, again = _places(real & (rows >= known), rows - known, places, start - known, len(blocks))
     position = torch.arange(n, device=rows.device).expand_as(rows)[read][back]
     predicts, targets = (x[said].view(len(blocks), -1) for x in (rows[:,:-1], labels[:,1:]))
-    return Packed(torch.cat(parts), position, slots, lengths, back, again, predicts, targets[0], first, known, shared)
+    return Packed(torch.cat(parts), position, slots, lengths, back, again, predicts, targets[0], first, sum(map(len, parts[:2])), known, shared)
 
 def _places(new, rows, place, n, K):
     "In which slot each of `n` positions stands first in the rows of `K` readings; and for each reading but the first, which stand there again, and where."
@@ -150,7 +151,7 @@ def packed_attention(module, query, key, value, attention_mask, packed=None, is_
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     if packed.known: known = (q.new_zeros(packed.known, *q.shape[1:]), *packed.shared.layers[module]) # nobody asks for what is known
     else: known = None, None, None
-    if packed.shared and not packed.known: packed.shared.layers[module] = k.detach(), v.detach()
+    if packed.shared and not packed.known: packed.shared.layers[module] = [x[:packed.own].detach().clone() for x in (k, v)]
     slots = [_Unpack.apply(x, before, packed) for x, before in zip((q, k, v), known)] # (slots, heads, width) each
     def attend(*rows): # (b, n, heads, width) each
         out, _ = sdpa_attention_forward(module, *(x.transpose(1, 2) for x in rows), None, is_causal=True, **kwargs)
@@ -215,5 +216,5 @@ def read_states(
     where = dict(attention_mask=mask, position_ids=p.position_ids[None], packed=p)
     z = actor.door.trunk(inputs_embeds=p.embeds[None], **where, use_cache=False)[0][0] if len(p.embeds) else shared.states[:0]
     if p.known: z = torch.cat([shared.states, z.to(shared.states.dtype)])
-    elif shared: shared.n, shared.first, shared.states = len(z), p.first, z.detach()
+    elif shared: shared.n, shared.first, shared.states = p.own, p.first, z[:p.own].detach()
     return z[p.predicts], p.targets
