@@ -6,15 +6,17 @@
 __all__ = ['in_batches', 'pretrain']
 
 # %% ../../nbs/07_training/13_pretrain.ipynb #12f80002
+import time
 from pathlib import Path
 from random import Random
 
 import pandas as pd
-from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
+from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
 
 from ..core.basics import *
 from ..models.lm import *
 from .trainer import *
+from .recipes import *
 
 # %% ../../nbs/07_training/13_pretrain.ipynb #12f80005
 def in_batches(
@@ -32,23 +34,35 @@ def in_batches(
     return rng.sample(batches, len(batches))
 
 # %% ../../nbs/07_training/13_pretrain.ipynb #12f80008
+class _Clock(TrainerCallback):
+    "Each line of the log gets the seconds since the one before: their sum is what a training took, however often it was begun."
+    def on_train_begin(self, *args, **kwargs): self.last = time.perf_counter()
+    def on_log(self, args, state, *others, **kwargs):
+        now = time.perf_counter()
+        state.log_history[-1]['seconds'], self.last = now - self.last, now
+
 def pretrain(
     agent:Agent, # a causal language model, trained in place
     batches:list[list[dict]], # as `in_batches` makes them, in the order to learn in
-    folder:str|Path, # of `Trainer`; no checkpoints are kept
+    folder:str|Path, # of `Trainer`: a training that was interrupted goes on from its last checkpoint there
     learning_rate:float=3e-3, # at its peak, after 5 % of the steps; then a cosine
     seed:int=0, # of the dropout, if the model has any
+    save_steps:int=100, # between checkpoints, of which the last is kept
     progress:bool=True, # show a progress bar
 )->pd.DataFrame: # step, part, value
-    "Learn each batch once, on the CPU; returns the tidy log. Raises `InterlatError` if there is none."
+    "Learn each batch once, on the CPU; returns the tidy log. Raises `InterlatError` if there is none, or the folder has another training."
     if not batches: raise InterlatError('no lessons to learn from')
+    recipe = dict(parameters=agent.model.num_parameters(), batches=len(batches), lessons=derive_seed(seed, batches), learning_rate=learning_rate, seed=seed)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    same_recipe(Path(folder)/'recipe.json', recipe)
     args = TrainingArguments(str(folder), num_train_epochs=1, per_device_train_batch_size=1, train_sampling_strategy='sequential',
         learning_rate=learning_rate, adam_beta2=0.95, weight_decay=0.01, warmup_steps=0.05, lr_scheduler_type='cosine',
-        logging_steps=10, save_strategy='no', report_to='none', seed=seed, use_cpu=True, disable_tqdm=not progress)
+        logging_steps=10, save_steps=save_steps, save_total_limit=1, report_to='none', seed=seed, use_cpu=True, disable_tqdm=not progress)
     pad = DataCollatorForSeq2Seq(agent.tokenizer)
     def collate(rows): return pad(rows[0]) # batches are made already: one is one row
-    trainer = Trainer(model=agent.model, args=args, train_dataset=batches, data_collator=collate)
+    trainer = Trainer(model=agent.model, args=args, train_dataset=batches, data_collator=collate, callbacks=[_Clock()])
     quiet(trainer)
-    trainer.train()
+    done = last_checkpoint(folder)
+    trainer.train(resume_from_checkpoint=done and str(done))
     agent.model.eval()
     return tidy_log(trainer.state.log_history)
