@@ -2,7 +2,7 @@
 
     python benchmarks/all.py [--only NAME ...] [--out data/benchmarks]
 
-Some fifteen minutes on two quiet cores; leave the machine alone meanwhile. Each benchmark leaves its own file in `--out`, and all
+Some thirty-five minutes on two quiet cores; leave the machine alone meanwhile. Each benchmark leaves its own file in `--out`, and all
 together `claims.csv`: what is faster than what, by how much, and the two times where there are two. A ratio compares two things
 that were run by turns in one process or one script; times of different machines are not compared. `run.json` has the machine, the
 code and how long each benchmark took. What cannot be measured here (no stock engine, too little memory) is said and left out."""
@@ -45,8 +45,26 @@ def store(out):
 
 def train(out):
     for d in read(out/'train.json')['results']:
-        rows, what = {r['side']: r['seconds'] for r in d['rows']}, f"a training step of the actor, vocabulary {d['vocab']:,}"
-        yield what, 'the same objective in three whole passes with all logits', d['faster_packed'], rows['packed'], rows['plain']
+        seconds = {(r['side'], r['gradients']): r['seconds'] for r in d['rows']}
+        for n, how in {1: 'one reading with gradient', 2: 'two readings with gradient'}.items():
+            ours, plain = seconds['packed', n], seconds['plain', n]
+            what = f"a training step of the actor, vocabulary {d['vocab']:,}, {d['share']:.0%} of the tokens supervised, {how}"
+            yield what, 'the same objective in three whole passes with all logits', plain/ours, ours, plain
+
+
+def trainable(out):
+    d = read(out/'trainable.json')
+    whole, *others = d['rows']
+    for r in others:
+        what = f"a training step of {d['model']}, {d['n']} conversations of {r['tokens']/d['n']:.0f} tokens: trainable {r['side']}"
+        yield what, 'the whole model trained', r['faster'], r['seconds'], whole['seconds']
+
+
+def collect(out):
+    d = read(out/'collect.json')
+    ours, twice = d['rows']
+    what, against = f"write {ours['messages']} messages of up to {d['tokens']} states with {d['model']}", 'write, then read prompt and plan again for the states'
+    yield what, against, twice['seconds']/ours['seconds'], ours['seconds'], twice['seconds']
 
 
 def compress(out):
@@ -78,6 +96,8 @@ BENCHMARKS = { # name -> words after the script, what it leaves, how its claims 
     'rollout': (lambda out: ['--out', out/'rollout.json'], rollout),
     'store': (lambda out: ['--n', room(), '--out', out/'store.json'], store),
     'train': (lambda out: ['--out', out/'train.json'], train),
+    'trainable': (lambda out: ['--out', out/'trainable.json'], trainable),
+    'collect': (lambda out: ['--out', out/'collect.json'], collect),
     'compress': (lambda out: ['--out', out], compress),
     'channel': (lambda out: ['--out', out/'channel.json'], channel)}
 

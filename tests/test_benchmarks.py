@@ -73,10 +73,21 @@ def test_collecting_against_the_way_that_reads_twice(capsys, tmp_path):
     with pytest.raises(RuntimeError, match='the sides wrote different words'): bench.same(tmp_path)
 
 
+def test_what_is_trained_of_an_actor(capsys, tmp_path):
+    if not Path('/proc/self/clear_refs').exists(): pytest.skip('needs /proc')
+    script('trainable').main(['--model', 'tiny-qwen2', '--n', '2', '--steps', '1', '--out', str(tmp_path/'trainable.json')])
+    whole, lora, adapter = json.loads((tmp_path/'trainable.json').read_text())['rows']
+    assert [r['side'] for r in (whole, lora, adapter)] == ['all', 'lora', 'adapter'] and whole['trained'] > lora['trained'] > adapter['trained']
+    assert whole['faster'] == whole['memory'] == 1 and whole['tokens'] == lora['tokens'] and all(r['seconds'] > 0 for r in (lora, adapter))
+    assert 'supervised' in capsys.readouterr().out
+
+
 def test_training_step_against_the_plain_one():
     if not Path('/proc/self/clear_refs').exists(): pytest.skip('needs /proc')
-    result = script('train').measure(300, steps=2, turns=1)
-    assert [r['side'] for r in result['rows']] == ['plain', 'unpacked', 'packed'] and result['faster_packed'] > 0
+    bench = script('train')
+    result = bench.measure(300, .5, steps=2, turns=1)
+    assert [(r['side'], r['gradients']) for r in result['rows']] == [*bench.SIDES] and all(r['faster'] > 0 for r in result['rows'])
+    assert result['head']['over_products'] > 0
     assert max(r['loss'] for r in result['rows']) - min(r['loss'] for r in result['rows']) < 1e-3
 
 
