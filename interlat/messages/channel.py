@@ -136,6 +136,7 @@ class SocketInbox(Receiver):
         super().__init__(expected, timeout, key)
         try: self._listener = socket.create_server(_loopback(address))
         except OSError as e:
+            super().close()
             raise InterlatError(f"cannot listen at {address}: {e.strerror}; use another port, or 0 for one that is free") from e
         self.address = '{}:{}'.format(*self._listener.getsockname())
         self._listener.setblocking(False)

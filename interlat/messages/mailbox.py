@@ -213,7 +213,9 @@ class Inbox(Receiver):
         self.address,self._folder,self._poll,self._files = str(folder),Path(folder),poll,deque()
         try:
             for part in ('taken', 'refused'): (self._folder/part).mkdir(parents=True, exist_ok=True)
-        except OSError as e: raise InterlatError(f"cannot make the folder {folder}: {e.strerror}") from e
+        except OSError as e:
+            self.close()
+            raise InterlatError(f"cannot make the folder {folder}: {e.strerror}") from e
 
     def _next(self):
         waited = 0.
@@ -225,14 +227,22 @@ class Inbox(Receiver):
                 except InterlatError as e: answer(REFUSED, self._refuse(path.name, e))
             found = sorted(self._folder.glob('*.ilpk'))
             packets = [p for p in found if not p.name.endswith('-end.ilpk')]
-            last = {p.name.split('-')[0]: p for p in found} # a writer that was started again may have said it twice
-            if not packets:
-                for path in set(found) - set(last.values()): self._answer(path, ENDED)
-            self._files.extend(packets or last.values()) # an end counts when nothing else is there
+            self._files.extend(packets or self._last(found)) # an end counts when nothing else is there
             if not found:
                 if waited > self.timeout: raise self._missing(self.address)
                 time.sleep(self._poll)
                 waited += self._poll
+
+    def _last(self, ends):
+        "Without the ends that were said again by the same writer, started again. What is no end is for `receive` to refuse."
+        said = {}
+        for path in ends:
+            try: raw, answer = self._open(_regular(path, self.expected.max_bytes), partial(self._answer, path))
+            except InterlatError: continue
+            if raw == END_PACKET: said.setdefault(path.name.split('-')[0], []).append(answer)
+        for answers in said.values():
+            for answer in answers[:-1]: answer(ENDED)
+        return [path for path in ends if path.exists()]
 
     def _answer(self, path, verdict, why=''):
         "Move a file to where it belongs, under a name that is free."
