@@ -61,6 +61,13 @@ def test_store_against_nested_lists(capsys, tmp_path):
     assert 'faster' in capsys.readouterr().out
 
 
+def test_signing_against_hashing(capsys, tmp_path):
+    script('signing').main(['--size', '3', '4', '--rounds', '2', '--out', str(tmp_path/'signing.json')])
+    size, = json.loads((tmp_path/'signing.json').read_text())['sizes']
+    assert [r['side'] for r in size['rows']] == ['pack', 'unpack', 'hash', 'sign', 'open'] and all(r['ms'] > 0 for r in size['rows'])
+    assert min(size['of_hashing'], size['of_packing'], size['remember_ms']) > 0 and 'x hashing the packet' in capsys.readouterr().out
+
+
 def test_collecting_against_the_way_that_reads_twice(capsys, tmp_path):
     if not Path('/proc/self/clear_refs').exists(): pytest.skip('needs /proc')
     bench = script('collect')

@@ -24,9 +24,9 @@ def message(task='game-0', n=3, width=SMALL, seed=0, **kw):
 
 
 @contextmanager
-def receiving(at='127.0.0.1:0', expected=Expected(), timeout=20., senders=1):
+def receiving(at='127.0.0.1:0', expected=Expected(), timeout=20., senders=1, key=None):
     "A receiver in a thread: (it, what it takes)."
-    inbox, got = listen(at, expected, timeout), []
+    inbox, got = listen(at, expected, timeout, key), []
     def work():
         with inbox: got.extend(inbox.receive(senders))
     thread = threading.Thread(target=work)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['derangements', 'length_matched', 'length_gaps', 'ARMS', 'MEASURES', 'measures', 'rung', 'check_masked',
-           'check_swapped', 'check_restored', 'nld', 'items_to_see', 'items_to_equate', 'plan_items']
+           'check_swapped', 'check_restored', 'nld', 'items_to_see', 'items_to_equate', 'plan_items', 'ATTACKS',
+           'attack', 'turned', 'norm_check']
 
 # %% ../../nbs/16_doors/12_audit.ipynb #00dcec4a
 from .partners import *
@@ -12,7 +13,9 @@ from .items import *
 from .ladder import *
 from .checks import *
 from .planning import *
+from .attacks import *
 
 # %% ../../nbs/16_doors/12_audit.ipynb #f3c7df4b
 _all_ = ['derangements', 'length_matched', 'length_gaps', 'ARMS', 'MEASURES', 'measures', 'rung', 'check_masked',
-         'check_swapped', 'check_restored', 'nld', 'items_to_see', 'items_to_equate', 'plan_items']
+         'check_swapped', 'check_restored', 'nld', 'items_to_see', 'items_to_equate', 'plan_items',
+         'ATTACKS', 'attack', 'turned', 'norm_check']

@@ -27,6 +27,7 @@ class SendArguments:
     basis:str|None = option(None, 'file of a basis that the receiver has too: states are sent as coefficients in it')
     words:bool = option(True, 'send token ids and text as well; false: states alone, as a latent channel sends them')
     timeout:float = option(60., 'seconds to wait for the receiver')
+    key:str|None = option(None, 'key file that both sides have: packets are signed with it (HMAC-SHA256)')
 
 def send_store(
     args:SendArguments, # what, where to, and how
@@ -34,7 +35,7 @@ def send_store(
     "Send a store, and say that this was all. Raises `InterlatError` if messages were refused, or the receiver is lost."
     check_range(0, timeout=args.timeout)
     store, taken, refused = MessageStore(args.messages, create=False), [], []
-    with connect(args.to, args.codec, args.basis and Basis.load(args.basis), args.words, args.timeout) as out:
+    with connect(args.to, args.codec, args.basis and Basis.load(args.basis), args.words, args.timeout, args.key) as out:
         for task_id in store.task_ids():
             try: taken.append(out.send(store[task_id]))
             except Refused as e: refused.append(str(e))
@@ -58,6 +59,7 @@ class ReceiveArguments:
     senders:int = option(1, 'how many senders will come, at once or one after the other')
     timeout:float = option(60., 'seconds without a sender until it is missed')
     strict:bool = option(False, 'fail if anything was refused')
+    key:str|None = option(None, "the senders' key file: what is not signed with it, was altered or sent before is refused")
 
 def _expected(args, store):
     "What the arguments and the store say about messages."
@@ -79,7 +81,7 @@ def receive_store(
     check_range(1, max_length=args.max_length, senders=args.senders)
     check_range(0, max_mb=args.max_mb, timeout=args.timeout)
     store = MessageStore(args.output_dir, args.sender, args.layer, args.width)
-    with listen(args.at, _expected(args, store), args.timeout) as inbox:
+    with listen(args.at, _expected(args, store), args.timeout, args.key) as inbox:
         print(f"listening at {inbox.address}", flush=True)
         try:
             for message in inbox.receive(args.senders): store.append(message)

@@ -37,8 +37,9 @@ class SocketOutbox(Sender):
         basis:Basis|None=None, # that the receiver has too
         words:bool=True, # token ids and text as well
         timeout:float=60., # seconds to wait for a receiver to listen, to take bytes, and to answer
+        key:str|Path|None=None, # key file that packets are signed with; None: they are not
     ):
-        super().__init__(codec, basis, words)
+        super().__init__(codec, basis, words, key)
         self.address,self.timeout,self._socket,self._selector = address,timeout,None,None
         self._connect()
 
@@ -84,7 +85,7 @@ class SocketOutbox(Sender):
     def _exchange(self, raw):
         "The answer to a packet, and its reason."
         self._connect()
-        try: whole, line = self._push(raw), self._line()
+        try: whole, line = self._push(self._signer.sign(raw)), self._line()
         except OSError as e:
             self.close(done=False)
             lost = f"the receiver at {self.address} was lost: {first_line(e)}"
@@ -106,11 +107,12 @@ class SocketOutbox(Sender):
     def close(self,
         done:bool=True, # say that this was all, and wait until it is noted
     )->None:
-        "End the transmission."
-        if done: self._exchange(END_PACKET)
+        "End the transmission. Raises `Refused` if the end is not noted, `InterlatError` if there is no receiver any more."
+        verdict, why = self._exchange(END_PACKET) if done else (ENDED, '')
         for part in (self._selector, self._socket):
             if part: part.close()
         self._selector = self._socket = None
+        if verdict != ENDED: raise Refused(f"the end was refused by {self.address}: {why}")
 
 # %% ../../nbs/02_messages/07_channel.ipynb #c4a1000b
 @dataclass(eq=False)
@@ -129,10 +131,12 @@ class SocketInbox(Receiver):
         address:str='127.0.0.1:0', # 'host:port'; port 0: one that is free, see `address`
         expected:Expected=Expected(), # what to take
         timeout:float=60., # seconds for a packet, for a sender between two, and for one to come
+        key:str|Path|None=None, # key file of the senders: only what is signed with it is taken; None: only what is not signed
     ):
-        super().__init__(expected, timeout)
+        super().__init__(expected, timeout, key)
         try: self._listener = socket.create_server(_loopback(address))
         except OSError as e:
+            super().close()
             raise InterlatError(f"cannot listen at {address}: {e.strerror}; use another port, or 0 for one that is free") from e
         self.address = '{}:{}'.format(*self._listener.getsockname())
         self._listener.setblocking(False)
@@ -178,7 +182,7 @@ class SocketInbox(Receiver):
         if peer.deaf: return
         if not peer.raw: peer.since = self._now
         peer.raw += got
-        try: size = self.expected.size(peer.raw)
+        try: size = self.expected.size(peer.raw, self._verifier.signed)
         except InterlatError as e: return self._turn_away(peer, e)
         peer.need = (size or PACKET_PREFIX) - len(peer.raw)
         if peer.need > 0: return
@@ -222,6 +226,7 @@ class SocketInbox(Receiver):
         for peer in self._peers(): self._drop(peer)
         self._listener.close()
         self._selector.close()
+        super().close()
 
 # %% ../../nbs/02_messages/07_channel.ipynb #c4a1000d
 def connect(
@@ -230,14 +235,16 @@ def connect(
     basis:Basis|None=None, # that the receiver has too; None: the states themselves
     words:bool=True, # send token ids and text as well
     timeout:float=60., # seconds to wait for the receiver; not used for a folder
+    key:str|Path|None=None, # key file that packets are signed with; None: they are not
 )->Sender: # `send(message)`; at the end of its `with`, or with `close()`, the receiver is told that this was all
-    "The sender's end of a channel. Raises `InterlatError` if nobody listens."
-    return SocketOutbox(to, codec, basis, words, timeout) if _loopback(to) else Outbox(to, codec, basis, words)
+    "The sender's end of a channel. Raises `InterlatError` if nobody listens, or for a key file that is none."
+    return SocketOutbox(to, codec, basis, words, timeout, key) if _loopback(to) else Outbox(to, codec, basis, words, key=key)
 
 def listen(
     at:str|Path='127.0.0.1:0', # 'host:port' on this machine, port 0 for any (see `address`), or a folder
     expected:Expected=Expected(), # what to take
     timeout:float=60., # seconds without a sender until it is missed
+    key:str|Path|None=None, # key file of the senders: only what is signed with it is taken; None: only what is not signed
 )->Receiver: # `for message in receive()`
-    "The receiver's end of a channel. Raises `InterlatError` for an address that cannot be had."
-    return SocketInbox(at, expected, timeout) if _loopback(at) else Inbox(at, expected, timeout)
+    "The receiver's end of a channel. Raises `InterlatError` for an address that cannot be had, or a key that is none or in use."
+    return SocketInbox(at, expected, timeout, key) if _loopback(at) else Inbox(at, expected, timeout, key=key)

@@ -17,6 +17,7 @@ from pathlib import Path
 from ..core.basics import *
 from .basis import *
 from .packet import *
+from .signing import *
 from .message import *
 
 # %% ../../nbs/02_messages/06_mailbox.ipynb #ba110005
@@ -36,13 +37,14 @@ class Expected:
     have:Container=() # tasks that have their message, e.g. a `MessageStore`
     basis:Basis|None=None # for packets that are written in one
     max_length:int=2**16 # L, states of a message
-    max_bytes:int=2**28 # of a packet, and of its states in memory, as float32
+    max_bytes:int=2**28 # of a packet, its envelope included, and of its states in memory, as float32
 
     def size(self,
-        raw:bytes, # the beginning of a packet
+        raw:bytes, # the beginning of what has come
+        signed:bool=False, # whether it has to be
     )->int|None: # bytes of the whole; None: not known yet
-        "`packet_size`; raises `InterlatError` if that is more than is taken."
-        size = packet_size(raw)
+        "`wire_size`; raises `InterlatError` if that is more than is taken."
+        size = wire_size(raw, signed)
         if (size or 0) > self.max_bytes: raise InterlatError(f"packet of {size:,} bytes, at most {self.max_bytes:,} are taken")
         return size
 
@@ -64,8 +66,8 @@ TAKEN, THERE, REFUSED, CLOSED, ENDED = ANSWERS = '+=-!.' # CLOSED: refused, and 
 
 class Receiver:
     "What `Inbox` and `SocketInbox` share; messages come from `receive`."
-    def __init__(self, expected, timeout):
-        self.expected,self.timeout = expected,timeout
+    def __init__(self, expected, timeout, key):
+        self.expected,self.timeout,self._verifier = expected,timeout,Verifier(key)
         self.count = Counter() # packets that were 'taken', 'there' already, 'refused'; senders that were 'lost'
         self.refused = deque(maxlen=1000) # the last refusals and losses, 'who: why'
         self._seen,self._owed = set(),None # tasks of the messages taken; the answer that waits for the loop's body
@@ -73,6 +75,14 @@ class Receiver:
     def _check(self, head):
         self.expected.check(head)
         if head.task_id in self._seen: raise Duplicate(f"message for {head.task_id!r:.80} is there already")
+
+    def _open(self, raw, answer):
+        "What is in an envelope, if there has to be one, and an answer that is not given before the envelope is remembered."
+        packet, mark = self._verifier.open(raw)
+        def remembering(*said):
+            self._verifier.remember(mark)
+            answer(*said)
+        return packet, remembering
 
     def _settle(self):
         "Answer what the body of the loop has dealt with."
@@ -93,6 +103,10 @@ class Receiver:
         while senders:
             self._settle()
             who, raw, answer = self._next()
+            try: raw, answer = self._open(raw, answer)
+            except InterlatError as e:
+                answer(REFUSED, self._refuse(who, e))
+                continue
             if raw == END_PACKET:
                 senders -= 1
                 answer(ENDED)
@@ -113,6 +127,10 @@ class Receiver:
         return InterlatError(f"no sender in {where} for {self.timeout:g} s, and none that is done; "
                              f"{self.count['taken']} messages were taken; start the sender again, it need not begin anew")
 
+    def close(self)->None:
+        "Let another receiver use the key."
+        self._verifier.close()
+
     def __enter__(self): return self
     def __exit__(self, kind, *_):
         if kind is None: self._settle()
@@ -124,8 +142,9 @@ class Receiver:
 # %% ../../nbs/02_messages/06_mailbox.ipynb #ba11000d
 class Sender:
     "What `Outbox` and `SocketOutbox` share."
-    def __init__(self, codec, basis, words):
+    def __init__(self, codec, basis, words, key):
         packet_bytes(0, 0, codec) # raises for a codec that is none
+        self._signer = Signer(key)
         self._how = codec,basis,words
     def __enter__(self): return self
     def __exit__(self, kind, *_): self.close(done=kind is None)
@@ -142,8 +161,9 @@ class Outbox(Sender):
         basis:Basis|None=None, # that the receiver has too
         words:bool=True, # token ids and text as well
         writer:str='0', # name of this process; two that send at once need different ones
+        key:str|Path|None=None, # key file that packets are signed with; None: they are not
     ):
-        super().__init__(codec, basis, words)
+        super().__init__(codec, basis, words, key)
         if not re.fullmatch(r'\w+', writer): raise InterlatError(f"writer must be letters, digits or '_', found {writer!r}")
         self.address,self._folder,self._writer = str(folder),Path(folder),writer
         there = [p.name for part in ('', 'taken') for p in (self._folder/part).glob('*-*-*.ilpk')]
@@ -153,7 +173,7 @@ class Outbox(Sender):
 
     def _write(self, raw, name):
         self._n += 1
-        write_atomic(self._folder/f'{self._writer}-{self._n:08d}-{name}.ilpk', raw)
+        write_atomic(self._folder/f'{self._writer}-{self._n:08d}-{name}.ilpk', self._signer.sign(raw))
 
     def send(self,
         message:LatentMessage, # what to send
@@ -187,12 +207,15 @@ class Inbox(Receiver):
         expected:Expected=Expected(), # what to take
         timeout:float=60., # seconds without a new packet until the sender is missed
         poll:float=.02, # seconds between two looks
+        key:str|Path|None=None, # key file of the senders: only what is signed with it is taken; None: only what is not signed
     ):
-        super().__init__(expected, timeout)
+        super().__init__(expected, timeout, key)
         self.address,self._folder,self._poll,self._files = str(folder),Path(folder),poll,deque()
         try:
             for part in ('taken', 'refused'): (self._folder/part).mkdir(parents=True, exist_ok=True)
-        except OSError as e: raise InterlatError(f"cannot make the folder {folder}: {e.strerror}") from e
+        except OSError as e:
+            self.close()
+            raise InterlatError(f"cannot make the folder {folder}: {e.strerror}") from e
 
     def _next(self):
         waited = 0.
@@ -204,14 +227,22 @@ class Inbox(Receiver):
                 except InterlatError as e: answer(REFUSED, self._refuse(path.name, e))
             found = sorted(self._folder.glob('*.ilpk'))
             packets = [p for p in found if not p.name.endswith('-end.ilpk')]
-            last = {p.name.split('-')[0]: p for p in found} # a writer that was started again may have said it twice
-            if not packets:
-                for path in set(found) - set(last.values()): self._answer(path, ENDED)
-            self._files.extend(packets or last.values()) # an end counts when nothing else is there
+            self._files.extend(packets or self._last(found)) # an end counts when nothing else is there
             if not found:
                 if waited > self.timeout: raise self._missing(self.address)
                 time.sleep(self._poll)
                 waited += self._poll
+
+    def _last(self, ends):
+        "Without the ends that were said again by the same writer, started again. What is no end is for `receive` to refuse."
+        said = {}
+        for path in ends:
+            try: raw, answer = self._open(_regular(path, self.expected.max_bytes), partial(self._answer, path))
+            except InterlatError: continue
+            if raw == END_PACKET: said.setdefault(path.name.split('-')[0], []).append(answer)
+        for answers in said.values():
+            for answer in answers[:-1]: answer(ENDED)
+        return [path for path in ends if path.exists()]
 
     def _answer(self, path, verdict, why=''):
         "Move a file to where it belongs, under a name that is free."
@@ -221,5 +252,3 @@ class Inbox(Receiver):
         try: path.rename(to)
         except OSError as e: raise InterlatError(f"cannot move {path.name} to {to.parent}: {e.strerror}; a folder has one receiver") from e
         if why: to.with_name(f'{to.name}.txt').write_text(why + '\n', encoding='utf-8')
-
-    def close(self)->None: "Nothing to do: the folder stays."
