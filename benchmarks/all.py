@@ -2,7 +2,7 @@
 
     python benchmarks/all.py [--only NAME ...] [--out data/benchmarks]
 
-Some thirty-five minutes on two quiet cores; leave the machine alone meanwhile. Each benchmark leaves its own file in `--out`, and all
+About an hour on two quiet cores; leave the machine alone meanwhile. Each benchmark leaves its own file in `--out`, and all
 together `claims.csv`: what is faster than what, by how much, and the two times where there are two. A ratio compares two things
 that were run by turns in one process or one script; times of different machines are not compared. `run.json` has the machine, the
 code and how long each benchmark took. What cannot be measured here (no stock engine, too little memory) is said and left out."""
