@@ -22,8 +22,7 @@ from interlat.runs.provenance import machine
 from interlat.training.lessons import ActorCollator, ActorDataset
 from interlat.training.objective import Objective
 from sides import memory_from_here, run
-
-WEIGHTS = 1., 1., .2
+from train import ours
 
 
 def lessons(agent, folder, n):
@@ -50,13 +49,12 @@ def side(name, model, n, steps):
     for _ in range(steps + 1):
         start = time.perf_counter()
         optimizer.zero_grad(set_to_none=False)
-        parts = objective(batch, rates, WEIGHTS)
-        (sum(w*parts[k] for k, w in zip(('task', 'separation', 'alignment'), WEIGHTS))/parts['tokens']).backward()
+        ours(objective, batch, rates).backward()
         optimizer.step()
         seconds.append(time.perf_counter() - start)
-    tokens = int(batch['attention_mask'].sum())
+    tokens, said = int(batch['attention_mask'].sum()), int((batch['labels'] != -100).sum())
     middle = statistics.median(seconds[1:])
-    print(json.dumps(dict(trained=sum(p.numel() for p in trained), tokens=tokens, supervised=parts['tokens']/tokens, seconds=middle,
+    print(json.dumps(dict(trained=sum(p.numel() for p in trained), tokens=tokens, supervised=said/tokens, seconds=middle,
                           tokens_per_second=tokens/middle, peak_mb=most())))
 
 
