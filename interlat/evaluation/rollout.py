@@ -64,6 +64,7 @@ class Player:
         tokenizer, # the actor's
     ):
         self.chat, self.done, self.episode, self._offers = Conversation(tokenizer), False, Episode(task.task_id, task.task_type), ()
+        self.told = task.told # before the game begins
 
     def see(self,
         shown:GameStep, # from the game
@@ -73,7 +74,8 @@ class Player:
         e.won, e.error, self.done, self._offers = shown.won, shown.error, shown.done, shown.admissible_commands
         if e.error: return
         e.observations.append(opening(shown.observation) if first else shown.observation)
-        self.chat.add(dict(role='user', content=e.observations[-1]))
+        told = [self.told] if first and self.told else []
+        self.chat.add(dict(role='user', content='\n'.join([*told, e.observations[-1]])))
 
     def give_up(self,
         why:str, # on one line
