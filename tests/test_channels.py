@@ -26,7 +26,7 @@ from interlat.channels import cipher, kvcomm
 from interlat.channels.cipher import *
 from interlat.channels.ac import *
 from interlat.channels.sde import *
-from interlat.channels.projector import *
+from interlat.agents.projector import *
 from interlat.channels.c2c import *
 from interlat.channels.bench import *
 
