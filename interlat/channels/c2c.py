@@ -92,6 +92,9 @@ class C2C(Channel):
                 raise InterlatError(f"c2c fuses position by position: the sender read {p.positions} tokens, the actor {len(chat)}; "
                                     "give both the same prompt")
 
+    def positions(self, actor, payload): return 0 # as in `Channel`: it is fused with those that are there
+    def shortened(self, payload, n): return payload.crop(slice(n)) # as in `Channel`
+
     @torch.no_grad()
     def opened(self, actor, chats, payloads, masked): # as in `Channel`
         self._check(actor, chats, payloads)

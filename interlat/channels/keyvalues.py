@@ -142,11 +142,14 @@ def rotation(
 # %% ../../nbs/09_channels/02_keyvalues.ipynb #48663220
 class HoledLayer(GrowingLayer):
     "A layer that lacks some of the slots that others have."
-    hidden = None # (B, T) True on slots of the payload that this layer does not have
+    more = ('hidden',) # (B, 1, T, 1) True on slots that this layer does not have
+    hidden = None
 
-    def batch_select_indices(self, indices):
-        super().batch_select_indices(indices)
-        self.hidden = self.hidden[indices]
+    def update(self, key_states, value_states, *args, **kwargs):
+        "Append keys and values, none of them hidden."
+        new = key_states.new_zeros(len(key_states), 1, key_states.shape[2], 1, dtype=torch.bool)
+        self.hidden = new if self.hidden is None else torch.cat([self.hidden, new], 2)
+        return super().update(key_states, value_states, *args, **kwargs)
 
 class HoledRows(Rows):
     "`Rows` whose layers have kept different tokens."
@@ -169,7 +172,7 @@ class HoledRows(Rows):
         def change(module, args, kwargs):
             x = args[0] if args else kwargs['hidden_states']
             if 'attention_mask' not in kwargs: raise InterlatError(f"{type(module).__name__} takes no mask of its own; use all layers")
-            seen = self._seen(kept.hidden, x.shape[1])[:,None]
+            seen = self._seen(kept.hidden[:,0,:,0], x.shape[1])[:,None]
             return args, {**kwargs, 'attention_mask': torch.zeros_like(seen, dtype=x.dtype).masked_fill(~seen, torch.finfo(x.dtype).min)}
         return change
 
@@ -179,7 +182,7 @@ class HoledRows(Rows):
         slot, query = (torch.arange(k, width, device=self.mask.device) for k in (0, width-n))
         ahead = torch.zeros_like(self.mask[:,0].long()) if self.ahead is None else self.ahead*hidden.any(1)
         causal = slot <= query[None,:,None] + ahead[:,None,None]
-        return causal & (self.mask & ~torch.nn.functional.pad(hidden, (0, width-hidden.shape[1])))[:,None]
+        return causal & (self.mask & ~torch.nn.functional.pad(hidden, (0, n)))[:,None]
 
 # %% ../../nbs/09_channels/02_keyvalues.ipynb #b7296671
 def check_cache(
@@ -223,9 +226,9 @@ def rows_with(
     rows = (HoledRows if holes else Rows)(lm, len(payloads), 'holes')
     for l, like in enumerate(some[0].keys):
         layer = rows.cache.layers[l] = HoledLayer() if holes else GrowingLayer()
-        if holes: layer.hidden = mask & ~slot[:,l]
         def padded(part): return pad_caches([p and getattr(p, part)[l] for p in payloads], width, like).to(lm.device, lm.dtype)
         layer.update(padded('keys'), padded('values'))
+        if holes: layer.hidden = (mask & ~slot[:,l])[:,None,:,None]
     rows.mask = mask & (not masked)
     return rows
 

@@ -107,6 +107,8 @@ class KVComm(Channel):
         if self.short != 'shift_back': return thin
         return thin.moved(rotation(lm), [at if len(at) == p.positions else at + p.next - 1 for at in thin.at], p.next)
 
+    def reach(self, chat): return 0 # as in `Channel`: it lies below the conversation
+
     @torch.no_grad()
     def opened(self, actor, chats, payloads, masked): # as in `Channel`
         rows = rows_with(actor.model, payloads, masked)

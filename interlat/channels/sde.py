@@ -69,6 +69,8 @@ class StateDelta(Channel):
         last = len(layers_of(lm)) - 1
         return {l: z if self.published and l == last else x[0] for l, x in said.items()}
 
+    def reach(self, chat): return chat.insert_at # as in `Channel`
+
     @torch.no_grad()
     def opened(self, actor, chats, payloads, masked): # as in `Channel`
         lm = actor.model

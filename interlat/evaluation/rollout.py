@@ -14,7 +14,6 @@ from tqdm.auto import tqdm
 
 from ..core.basics import *
 from ..core.tasks import *
-from ..messages.message import *
 from ..games.find import *
 from ..games.env import *
 from ..games.words import *
@@ -23,6 +22,7 @@ from ..games.batch import *
 from ..models.lm import *
 from ..models.chat import *
 from ..agents.speaker import *
+from .speaking import *
 
 # %% ../../nbs/10_evaluation/01_rollout.ipynb #b91665f7
 @dataclass
@@ -37,6 +37,7 @@ class Episode:
     outputs:list[str]=field(default_factory=list) # what the actor wrote, word for word
     unparsable:int=0 # how many outputs held no command that the game offered; each cost a step
     error:str='' # what broke, or why the actor could not go on; on one line
+    reading:float=field(default=0., compare=False) # seconds that reading the opening and the message took: its share of a batch
 
     def __repr__(self):
         end = 'won' if self.won else f'error: {self.error}' if self.error and self.won is None else 'not won'
@@ -63,6 +64,7 @@ class Player:
         tokenizer, # the actor's
     ):
         self.chat, self.done, self.episode, self._offers = Conversation(tokenizer), False, Episode(task.task_id, task.task_type), ()
+        self.told = task.told # before the game begins
 
     def see(self,
         shown:GameStep, # from the game
@@ -72,7 +74,8 @@ class Player:
         e.won, e.error, self.done, self._offers = shown.won, shown.error, shown.done, shown.admissible_commands
         if e.error: return
         e.observations.append(opening(shown.observation) if first else shown.observation)
-        self.chat.add(dict(role='user', content=e.observations[-1]))
+        told = [self.told] if first and self.told else []
+        self.chat.add(dict(role='user', content='\n'.join([*told, e.observations[-1]])))
 
     def give_up(self,
         why:str, # on one line
@@ -109,10 +112,10 @@ class Playing:
 
 # %% ../../nbs/10_evaluation/01_rollout.ipynb #c0de0c01
 def one_each(
-    messages:list[LatentMessage|None]|None, # None: there are none at all
+    messages:list|None, # None: there are none at all
     who:list, # games, or questions
     what:str='games', # what they are called
-)->list[LatentMessage|None]:
+)->list:
     "A message, or None, for each. Raises `InterlatError` for too few or too many."
     if messages is None: return [None]*len(who)
     if len(messages) != len(who):
@@ -128,22 +131,27 @@ def check_openings(
     max_new_tokens:int=32, # longest output of a step, in tokens
 )->None:
     "Raise `InterlatError` for a game that the actor's window has no room to begin."
+    check_chats(actor, _openings(games), messages.__getitem__, channel, max_new_tokens)
+
+def _openings(games):
+    "Of each game its name and the first turn, for `check_chats`."
     def first(g): return [t for t in getattr(g, 'turns', ()) if t['role'] == 'user'][:1]
-    check_chats(actor, [(f"game {getattr(g, 'task_id', g)}", first(g)) for g in games], messages.__getitem__, channel, max_new_tokens)
+    return [(f"game {getattr(g, 'task_id', g)}", first(g)) for g in games]
 
 def play(
-    actor:Agent, # a `ModelWithInsertedHiddenState`; is put in eval mode
+    actor:Agent, # as its channel wants it: a `ModelWithInsertedHiddenState`, or a language model; is put in eval mode
     games:list, # games as `Task` (their `source` is the file) or as game files
-    messages:list[LatentMessage|None]|None=None, # one for each game, or None where there is none
-    channel:str='latent', # how the messages come in: 'latent', 'text' or 'none'
+    messages:list|None=None, # one for each game, a `LatentMessage` or a payload, or None where there is none
+    channel='latent', # how the messages come in: 'latent', 'text' or 'none'; or the `Channel` of the payloads
     speaker:Speaker|None=None, # None: made from `actor`; its counters tell what was computed
     **playing, # fields of `Playing`
 ):
     "Yield (number of the game, its `Episode`) as the games end. Raises `InterlatError` for bad input."
     messages = one_each(messages, games)
     p = Playing(**playing)
-    speaker = speaker or Speaker(actor, p.max_new_tokens, p.temperature, p.cache)
-    if isinstance(speaker, Speaker): check_openings(actor, games, messages, channel, speaker.max_new_tokens) # a script has no window
+    speaker = speaker or speaker_for(actor, channel, p.max_new_tokens, p.temperature, p.cache)
+    script = not isinstance(speaker, Speaker) # which has no window, and reads no messages
+    if not script: speaker.check_chats(_openings(games), messages.__getitem__, channel)
     files = [g.source if isinstance(g, Task) else g for g in games]
     waiting, seats = deque(range(len(games))), {} # number of a game -> (Player, Seat)
     with GameBatch(files, p.engine, p.max_steps, p.workers) as table:
@@ -153,10 +161,13 @@ def play(
                 task = games[i] if isinstance(games[i], Task) else game_task(games[i])
                 player = Player(task, actor.tokenizer)
                 player.see(shown)
-                embeds = message_embeds(actor, messages[i], channel)
-                seats[i] = player, Seat(player.chat, embeds, derive_seed(p.seed, 'play', task.task_id))
+                given = {} if script else speaker.given(messages[i], channel)
+                seats[i] = player, Seat(player.chat, seed=derive_seed(p.seed, 'play', task.task_id), **given)
             _step(speaker, table, {i: s for i,s in seats.items() if _goes_on(speaker, *s)})
-            for i in [i for i,(player,_) in seats.items() if player.done]: yield i, seats.pop(i)[0].episode
+            for i in [i for i,(player,_) in seats.items() if player.done]:
+                player, seat = seats.pop(i)
+                player.episode.reading = seat.seconds
+                yield i, player.episode
 
 def _goes_on(speaker, player, seat):
     "Whether a game goes on; one whose conversation has outgrown the actor's window is lost."
@@ -176,10 +187,10 @@ def _step(speaker, table, seats):
 
 # %% ../../nbs/10_evaluation/01_rollout.ipynb #aa556900
 def rollout(
-    actor:Agent, # a `ModelWithInsertedHiddenState`; is put in eval mode
+    actor:Agent, # as its channel wants it: a `ModelWithInsertedHiddenState`, or a language model; is put in eval mode
     games:list, # games as `Task` (their `source` is the file) or as game files
-    messages:list[LatentMessage|None]|None=None, # one for each game, or None where there is none
-    channel:str='latent', # how the messages come in: 'latent', 'text' or 'none'
+    messages:list|None=None, # one for each game, a `LatentMessage` or a payload, or None where there is none
+    channel='latent', # how the messages come in: 'latent', 'text' or 'none'; or the `Channel` of the payloads
     progress:bool=True, # show a progress bar
     **playing, # fields of `Playing`, and `speaker`: as in `play`
 )->list[Episode]: # one for each game, in their order
