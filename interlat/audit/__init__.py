@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['derangements', 'length_matched', 'length_gaps', 'ARMS', 'MEASURES', 'measures', 'rung', 'check_masked',
            'check_swapped', 'check_restored', 'nld', 'items_to_see', 'items_to_equate', 'plan_items', 'ATTACKS',
-           'attack', 'turned', 'norm_check']
+           'attack', 'turned', 'norm_check', 'matched', 'crossed', 'gaps', 'Beside', 'partner_rounds', 'achieved',
+           'rows_of', 'with_rows', 'noise', 'Means', 'restored', 'CONTROLS', 'controlled', 'why_not']
 
 # %% ../../nbs/16_doors/12_audit.ipynb #00dcec4a
 from .partners import *
@@ -14,8 +15,12 @@ from .ladder import *
 from .checks import *
 from .planning import *
 from .attacks import *
+from .matching import *
+from .drawn import *
+from .controls import *
 
 # %% ../../nbs/16_doors/12_audit.ipynb #f3c7df4b
 _all_ = ['derangements', 'length_matched', 'length_gaps', 'ARMS', 'MEASURES', 'measures', 'rung', 'check_masked',
          'check_swapped', 'check_restored', 'nld', 'items_to_see', 'items_to_equate', 'plan_items',
-         'ATTACKS', 'attack', 'turned', 'norm_check']
+         'ATTACKS', 'attack', 'turned', 'norm_check', 'matched', 'crossed', 'gaps', 'Beside', 'partner_rounds', 'achieved',
+         'rows_of', 'with_rows', 'noise', 'Means', 'restored', 'CONTROLS', 'controlled', 'why_not']
