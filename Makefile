@@ -17,7 +17,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --log $(VENV)/pi
 TELL := awk '/^ *Downloading .*[MG]B\)/ {print "   ", $$1, $$2, $$3, $$4} \
 	/^Building wheel/ {print "    building", $$NF} /^Installing collected/ {print "    unpacking"} {fflush()}'
 
-.PHONY: help setup demo smollm2 test quick lab explore docs export helptexts readme pages results bench fixture prepare clean distclean
+.PHONY: help setup demo smollm2 test quick lab explore docs export helptexts readme pages official results bench fixture prepare clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -75,6 +75,17 @@ readme: $(VENV)/.dev ## run nbs/index.ipynb and write README.md from it
 
 # Runs whose figures and manifest are kept; what a run leaves lies with it, in data/runs, until `make results` brings it.
 KEPT := demo table1 compression math inside three_agents ablations ablations_cross ablations_frozen
+
+# The official games: runs of E03_table1_official*.yaml in data/runs/official/NAME; the first training's actor is kept, so that it plays without training.
+OFFICIAL := small small_task
+
+official: $(VENV)/.demo ## keep tables, figures and the actor of the last runs on the official games
+	@for run in $(OFFICIAL); do from=data/runs/official/$$run; to=data/official/$$run; mkdir -p $$to figures/official/$$run; \
+		cp $$from/figures/*.json $$from/figures/*.png figures/official/$$run/; \
+		cp $$from/{table1,per_training,equivalence}.csv $$from/metrics.json $$to/; \
+		for split in valid_seen valid_unseen; do for t in summary paired effects; do cp $$from/$$split/$$t.csv $$to/$${t}_$$split.csv; done; done; \
+		sed 's#$(CURDIR)/##' $$from/manifest.json > $$to/manifest.json; done
+	@rm -rf data/official/small/actor; cp -r data/runs/official/small/actors/latent-0 data/official/small/actor
 
 results: ## keep tables and figures of the last demo, of E03, E06, E08, E10, E11 and the three runs of E05, for README and pages
 	@for run in $(KEPT); do mkdir -p data/$$run figures/$$run; \
