@@ -217,7 +217,8 @@ class Channel:
     def nbytes(self, payload)->int: return 0 if payload is None else payload.nbytes # what a message costs, in its own number type
 
     def __repr__(self):
-        options = ', '.join(f'{k}={v!r}' for k, v in vars(self).items() if not isinstance(v, (Tensor, torch.nn.Module)))
+        def learned(v): return isinstance(v, (Tensor, torch.nn.Module)) or isinstance(v, tuple) and any(map(learned, v))
+        options = ', '.join(f'{k}={v!r}' for k, v in vars(self).items() if not learned(v))
         return f"{type(self).__name__}({options})"
 
 # %% ../../nbs/09_channels/03_protocol.ipynb #9b85e125
