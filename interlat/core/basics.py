@@ -169,7 +169,7 @@ def resolve_dtype(
 # %% ../../nbs/01_core/01_basics.ipynb #880dbe4e
 def write_atomic(
     path:str|Path, # file to write; its folder is made
-    content:str|bytes, # all of it
+    content, # all of it: text, bytes, or an iterable of bytes, one part after the other
 )->Path: # `path`
     """Write `content` to `path` in one step: readers see the old file or the new one, never a part.
     Raises `InterlatError` if its folder cannot be made."""
@@ -177,10 +177,13 @@ def write_atomic(
     try: path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as e: raise InterlatError(f"cannot make the folder {path.parent}: {e.strerror}") from e
     tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(tmp, 'wb') as f:
-        f.write(content.encode() if isinstance(content, str) else content)
-        f.flush(); os.fsync(f.fileno())
-    os.replace(tmp, path)
+    content = content.encode() if isinstance(content, str) else content
+    try:
+        with open(tmp, 'wb') as f:
+            for part in [content] if isinstance(content, (bytes, bytearray, memoryview)) else content: f.write(part)
+            f.flush(); os.fsync(f.fileno())
+        os.replace(tmp, path)
+    finally: tmp.unlink(missing_ok=True) # if it could not be written
     return path
 
 # %% ../../nbs/01_core/01_basics.ipynb #baf921d1

@@ -121,7 +121,7 @@ class PacketHeader:
     def nbytes(self)->int: return packet_bytes(*self.shape, self.codec, self.rank) # of what comes after the header
 
 # %% ../../nbs/02_messages/03_packet.ipynb #c5a10021
-_KNOWN = dict(shape='a message of states', tensors='a parcel') # a field of the header -> what the packet holds
+_KNOWN = dict(shape='a message of states', tensors='a parcel', records='an index') # a field of the header -> what the packet holds
 
 def open_as(
     kind:type, # class of the header: `holds`, `parts`, `nbytes`; raises `TypeError` for fields that cannot be
