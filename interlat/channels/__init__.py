@@ -6,9 +6,9 @@
 __all__ = ['CHANNELS', 'channel', 'PAYLOADS', 'States', 'KeyValues', 'Activation', 'Deltas', 'Words', 'NEEDS', 'Channel',
            'Prefix', 'Received', 'Interlat', 'Text', 'LatentMAS', 'StateBridge', 'OwnTokens', 'C2C', 'KVComm', 'Cipher',
            'StateDelta', 'Activations', 'latentmas_realignment', 'latentmas_embed', 'statebridge_fit',
-           'statebridge_align', 'statebridge_prefix', 'nearest_rows', 'C2CProjector', 'gate_temperature', 'c2c_mapping',
-           'c2c_ids', 'cipher_probs', 'cipher_embed', 'sde_deltas', 'ac_graft', 'kvcomm_importance', 'kvcomm_ranking',
-           'kvcomm_map', 'rotation', 'rows_with', 'caches_of', 'join_caches']
+           'statebridge_align', 'statebridge_prefix', 'nearest_rows', 'C2CProjector', 'Projectors', 'gate_temperature',
+           'c2c_mapping', 'c2c_ids', 'c2c_chats', 'cipher_probs', 'cipher_embed', 'sde_deltas', 'ac_graft',
+           'kvcomm_importance', 'kvcomm_ranking', 'kvcomm_map', 'rotation', 'rows_with', 'caches_of', 'join_caches']
 
 # %% ../../nbs/16_doors/11_channels.ipynb #feb306a8
 from .payloads import *
@@ -20,14 +20,15 @@ from .kvcomm import *
 from .cipher import *
 from .sde import *
 from .ac import *
-from .projector import *
+from ..agents.projector import *
 from .c2c import *
 from .words import *
 from .bench import *
 
 # %% ../../nbs/16_doors/11_channels.ipynb #42f63974
-_all_ = ['CHANNELS', 'channel', 'PAYLOADS', 'States', 'KeyValues', 'Activation', 'Deltas', 'Words', 'NEEDS', 'Channel', 'Prefix', 'Received',
-         'Interlat', 'Text', 'LatentMAS', 'StateBridge', 'OwnTokens', 'C2C', 'KVComm', 'Cipher', 'StateDelta', 'Activations',
+_all_ = ['CHANNELS', 'channel', 'PAYLOADS', 'States', 'KeyValues', 'Activation', 'Deltas', 'Words', 'NEEDS', 'Channel', 'Prefix',
+         'Received', 'Interlat', 'Text', 'LatentMAS', 'StateBridge', 'OwnTokens', 'C2C', 'KVComm', 'Cipher', 'StateDelta', 'Activations',
          'latentmas_realignment', 'latentmas_embed', 'statebridge_fit', 'statebridge_align', 'statebridge_prefix', 'nearest_rows',
-         'C2CProjector', 'gate_temperature', 'c2c_mapping', 'c2c_ids', 'cipher_probs', 'cipher_embed', 'sde_deltas', 'ac_graft',
-         'kvcomm_importance', 'kvcomm_ranking', 'kvcomm_map', 'rotation', 'rows_with', 'caches_of', 'join_caches']
+         'C2CProjector', 'Projectors', 'gate_temperature', 'c2c_mapping', 'c2c_ids', 'c2c_chats', 'cipher_probs', 'cipher_embed',
+         'sde_deltas', 'ac_graft', 'kvcomm_importance', 'kvcomm_ranking', 'kvcomm_map', 'rotation', 'rows_with', 'caches_of',
+         'join_caches']
