@@ -24,7 +24,6 @@ from .ac import *
 from ..agents.projector import *
 from .c2c import *
 from .parcels import *
-from .words import *
 from .bench import *
 
 # %% ../../nbs/16_doors/11_channels.ipynb #42f63974

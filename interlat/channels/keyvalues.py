@@ -32,12 +32,10 @@ class KeyValues:
 
     def __post_init__(self, given):
         if not len(self.keys) == len(self.values) == len(self.at) > 0:
-            raise InterlatError(f"a cache needs keys, values and positions of each layer, "
-                                f"found {len(self.keys)}, {len(self.values)} and {len(self.at)}")
+            raise InterlatError(f"a cache needs keys, values and positions of each layer, found {len(self.keys)}, {len(self.values)} and {len(self.at)}")
         for l, (k, v, at) in enumerate(zip(self.keys, self.values, self.at)):
             if k.dim() != 3 or v.shape[:2] != k.shape[:2] or at.shape != k.shape[1:2]:
-                raise InterlatError(f"a cache has (heads, tokens, size) and a position a token, "
-                                    f"found {tuple(k.shape)}, {tuple(v.shape)} and {tuple(at.shape)} in layer {l}")
+                raise InterlatError(f"a cache has (heads, tokens, size) and a position a token, found {tuple(k.shape)}, {tuple(v.shape)} and {tuple(at.shape)} in layer {l}")
             if (k.is_floating_point(), v.dtype, at.is_floating_point()) != (True, k.dtype, False):
                 raise InterlatError(f"a cache has floats at whole positions, found {k.dtype}, {v.dtype} and {at.dtype} in layer {l}")
         self.keys, self.values, self.at = ([taken(x, given) for x in part] for part in (self.keys, self.values, self.at))
@@ -253,8 +251,7 @@ def join_caches(
 )->KeyValues:
     "Caches of several senders as one. Raises `InterlatError` for none, and for layers that do not match."
     if not parts: raise InterlatError('no caches to join: the list is empty')
-    if len({len(p.keys) for p in parts}) > 1:
-        raise InterlatError(f"caches to join must have as many layers, found {[len(p.keys) for p in parts]}")
+    if len({len(p.keys) for p in parts}) > 1: raise InterlatError(f"caches to join must have as many layers, found {[len(p.keys) for p in parts]}")
     end, moved = 0, []
     for p in parts:
         moved.append(p if turn is None else p.shifted(turn, end))
