@@ -47,7 +47,8 @@ def compare(
     Columns: those of the cell, rank, channel, trained; n, success_rate, none; gain, presence and content with `_low`, `_high`, `_p` and
     `_holm`; mde (of content), not_run, bytes, seconds_make, seconds_read, why."""
     trials = pd.DataFrame(trials)
-    if 'channel' not in trials: raise InterlatError(f"trials of several channels need a column 'channel'; found {', '.join(map(str, trials))}")
+    if 'channel' not in trials:
+        raise InterlatError(f"trials of several channels need a column 'channel'; found {', '.join(map(str, trials))}")
     cells, rows = [c for c in BENCHES if c in trials], []
     for (*cell, name), part in trials.groupby([*cells, 'channel'], sort=False):
         numbers = _numbers(part.drop(columns=[*cells, 'channel']), level, seed)

@@ -46,7 +46,8 @@ def as_payload(
         payload = PAYLOADS[kind].from_tensors(tensors, given=True)
         whole = form(payload.to_tensors()) == form(tensors)
     except InterlatError: raise
-    except (LookupError, TypeError, ValueError, RuntimeError) as e: raise InterlatError(f"no payload of kind {kind!r}: {one_line(e):.200}") from e
+    except (LookupError, TypeError, ValueError, RuntimeError) as e:
+        raise InterlatError(f"no payload of kind {kind!r}: {one_line(e):.200}") from e
     if not whole: raise InterlatError(f"no payload of kind {kind!r}: its tensors are {', '.join(tensors):.200}, or not in their shapes")
     return payload
 
@@ -85,7 +86,8 @@ class Parcel:
     def __post_init__(self):
         for name in ('task_id', 'sender', 'channel'):
             found = getattr(self, name)
-            if not (isinstance(found, str) and found): raise InterlatError(f"{name} of a parcel must be a non-empty string, found {found!r:.80}")
+            if not (isinstance(found, str) and found):
+                raise InterlatError(f"{name} of a parcel must be a non-empty string, found {found!r:.80}")
         if PAYLOADS.get(getattr(self.payload, 'kind', None)) is not type(self.payload):
             raise InterlatError(f"a parcel holds a payload ({', '.join(PAYLOADS)}), found {type(self.payload).__name__}")
         try: self.options = json.loads(json.dumps(dict(self.options), allow_nan=False, sort_keys=True))
@@ -212,8 +214,10 @@ class PayloadStore(ShardFolder):
     def _read(self, shard, i):
         record, found = shard.records[i], None
         try: found = Parcel.unpack(shard.read(i), lambda head: None)
-        except DamagedPacket as e: raise shard_damage(shard.path, f"the payload for task {record['task_id']!r} is not what was written") from e
-        if found.about != shard.about | dict(task_id=record['task_id']): raise shard_damage(shard.path, f"the payload for task {record['task_id']!r} is another")
+        except DamagedPacket as e:
+            raise shard_damage(shard.path, f"the payload for task {record['task_id']!r} is not what was written") from e
+        if found.about != shard.about | dict(task_id=record['task_id']):
+            raise shard_damage(shard.path, f"the payload for task {record['task_id']!r} is another")
         return found
 
     def put(self,
