@@ -79,13 +79,15 @@ KEPT := demo table1 compression math inside three_agents ablations ablations_cro
 # The official games: runs of E03_table1_official*.yaml in data/runs/official/NAME; the first training's actor is kept, so that it plays without training.
 OFFICIAL := small small_task
 
-official: $(VENV)/.demo ## keep tables, figures and the actor of the last runs on the official games
+official: $(VENV)/.demo ## keep tables, figures, actor and session of the last runs on the official games
 	@for run in $(OFFICIAL); do from=data/runs/official/$$run; to=data/official/$$run; mkdir -p $$to figures/official/$$run; \
 		cp $$from/figures/*.json $$from/figures/*.png figures/official/$$run/; \
 		cp $$from/{table1,per_training,equivalence}.csv $$from/metrics.json $$to/; \
 		for split in valid_seen valid_unseen; do for t in summary paired effects; do cp $$from/$$split/$$t.csv $$to/$${t}_$$split.csv; done; done; \
-		sed 's#$(CURDIR)/##' $$from/manifest.json > $$to/manifest.json; done
+		sed -e 's#$(CURDIR)/##' -e 's#"data_path": "[^"]*"#"data_path": "FOLDER"#' $$from/manifest.json > $$to/manifest.json; done
 	@rm -rf data/official/small/actor; cp -r data/runs/official/small/actors/latent-0 data/official/small/actor
+	@rm -rf interlat/assets/session_full
+	@$(BIN)/python -c "from interlat.instruments.session import *; print(copy_session(open_session('data/runs/official/small'), 'interlat/assets/session_full', dtype='bfloat16'))"
 
 results: ## keep tables and figures of the last demo, of E03, E06, E08, E10, E11 and the three runs of E05, for README and pages
 	@for run in $(KEPT); do mkdir -p data/$$run figures/$$run; \
