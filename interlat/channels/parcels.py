@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PAYLOADS', 'LIMITS', 'limits_of', 'as_payload', 'channel_options', 'Parcel', 'address', 'ExpectedParcels',
-           'PayloadStore']
+           'PayloadStore', 'messages_of']
 
-# %% ../../nbs/09_channels/12_parcels.ipynb #61c13b51
+# %% ../../nbs/09_channels/12_parcels.ipynb #360c80fa
 import inspect, json, zlib
 from collections.abc import Callable, Container
 from dataclasses import dataclass, field, replace
@@ -27,7 +27,7 @@ from .payloads import *
 from .keyvalues import *
 from .protocol import *
 
-# %% ../../nbs/09_channels/12_parcels.ipynb #76d657e1
+# %% ../../nbs/09_channels/12_parcels.ipynb #e924581b
 PAYLOADS = {p.kind: p for p in (States, KeyValues, Activation, Deltas, Words)} # kind -> class
 LIMITS = dict( # kind -> what of it is taken, if nobody says otherwise
     states=Limits(2**28, 3, 2, 2**20), cache=Limits(2**30, 1024, 3, 2**20), activation=Limits(2**20, 2, 1, 2**18),
@@ -50,7 +50,7 @@ def as_payload(
     if not whole: raise InterlatError(f"no payload of kind {kind!r}: its tensors are {', '.join(tensors):.200}, or not in their shapes")
     return payload
 
-# %% ../../nbs/09_channels/12_parcels.ipynb #d6f5c39a
+# %% ../../nbs/09_channels/12_parcels.ipynb #8fca2b70
 def _parts(x):
     "The tensors of a map, of a module, of a tuple of these."
     if isinstance(x, Tensor): yield x
@@ -72,7 +72,7 @@ def channel_options(
     "What a channel was made with, as it is kept beside its payloads."
     return {name: _plain(value) for name, value in vars(channel).items() if name in inspect.signature(type(channel)).parameters}
 
-# %% ../../nbs/09_channels/12_parcels.ipynb #79ed90d8
+# %% ../../nbs/09_channels/12_parcels.ipynb #f2a73289
 @dataclass(eq=False)
 class Parcel:
     "A payload with its address. Raises `InterlatError` for what is no payload, and for parts that cannot be written down."
@@ -100,7 +100,7 @@ class Parcel:
 
     def message(self)->LatentMessage: # of the last layer, after the final norm, if Interlat sent it; else of input embeddings, layer 0
         "A row of states as the message that it is. Raises `InterlatError` for a payload of another kind."
-        as_message(self.payload, f"a message for {self.task_id!r}")
+        rows_only(self.payload, f"a message for {self.task_id!r}")
         return self.payload.message(self.task_id, self.sender, -1 if self.channel == 'interlat' else 0)
 
     def size(self,
@@ -146,7 +146,7 @@ def address(
         raise InterlatError(f"packet of kind {head.kind!r:.80} is no parcel: it says {str(head.meta):.200}, wanted task_id, sender, channel, options")
     return head.meta
 
-# %% ../../nbs/09_channels/12_parcels.ipynb #6b1d5f03
+# %% ../../nbs/09_channels/12_parcels.ipynb #c78aadfb
 @dataclass(frozen=True)
 class ExpectedParcels:
     "What a receiver takes. With None it takes what comes first, and then only that. Raises `InterlatError` for unknown kinds."
@@ -183,7 +183,7 @@ class ExpectedParcels:
     def read(self, raw:bytes, check)->Parcel: return Parcel.unpack(raw, check) # as `Expected.read`
     def settled(self, p:Parcel)->'ExpectedParcels': return replace(self, sender=p.sender, channel=p.channel, options=p.options) # by the first one
 
-# %% ../../nbs/09_channels/12_parcels.ipynb #ef69c9f6
+# %% ../../nbs/09_channels/12_parcels.ipynb #475677f4
 class PayloadStore(ShardFolder):
     "An append-only folder of payloads of one sender and channel, read lazily; warns of damaged shards, raises `InterlatError` if it does not fit."
     noun, unit, suffix, marks = 'payload store', 'payload', 'payloads', ('sender', 'channel', 'options')
@@ -236,3 +236,14 @@ class PayloadStore(ShardFolder):
             else: room -= record['size'] + line
             shares[-1].append(p)
         return shares
+
+# %% ../../nbs/09_channels/12_parcels.ipynb #8b7e52a2
+def messages_of(
+    store:PayloadStore, # of a channel that sends states
+    path:str|Path, # folder of the messages; what it holds is kept and completed
+)->MessageStore:
+    "The same as messages. Raises `InterlatError` for payloads of another kind."
+    there = MessageStore(path, store.sender)
+    todo = [t for t in store.ids if t not in there]
+    for some in (todo[i:i+32] for i in range(0, len(todo), 32)): there.append([store[t].message() for t in some])
+    return there
