@@ -179,7 +179,7 @@ def collect(
     layer, most = writing.get('layer', -1), writing.get('max_new_tokens', LONGEST_PLAN)
     check_range(1, max_new_tokens=most)
     check_range(0, temperature=writing.get('temperature'))
-    store.check(width=causal_lm(sender.model).width, layer=layer)
+    rows_only(store, 'collect').check(width=causal_lm(sender.model).width, layer=layer)
     keep_date(store, sender.tokenizer)
     check_prompts(sender, [t for t in tasks if t.task_id not in store], answer=most)
     def write(batch):

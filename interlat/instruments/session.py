@@ -49,6 +49,7 @@ def save_session(
     "Write what `open_session` needs. Raises `InterlatError` if there are no tasks or one of them has no message."
     folder = Path(folder)
     if not tasks: raise InterlatError(f"no tasks to look into in {folder}")
+    store = rows_only(store, 'a session')
     store.need(t.task_id for t in tasks)
     save_tasks([replace(t, source=_kept(t.source, folder) if t.source else '') for t in tasks], folder/TASKS_FILE)
     found = {k: _kept(v, folder) for k, v in dict(actor=actor, sender=sender, messages=store.path).items()}
