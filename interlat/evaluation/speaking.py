@@ -11,7 +11,6 @@ from dataclasses import replace
 import torch
 
 from ..models.lm import *
-from ..models.chat import *
 from ..models.sampling import *
 from ..models.cache import *
 from ..agents.speaker import *
