@@ -143,12 +143,9 @@ def rotation(
 # %% ../../nbs/09_channels/02_keyvalues.ipynb #48663220
 class HoledLayer(GrowingLayer):
     "A layer that lacks some of the slots that others have."
-    more = ('hidden',) # (B, 1, T, 1) True on slots that this layer does not have
-    hidden = None
-
-    def update(self, key_states, value_states, *args, **kwargs):
-        "Append keys and values, none of them hidden."
-        new = key_states.new_zeros(len(key_states), 1, key_states.shape[2], 1, dtype=torch.bool)
+    more, hidden = ('hidden',), None # (B, 1, T, 1) True on slots that this layer does not have
+    def update(self, key_states, value_states, *args, **kwargs): # as in `GrowingLayer`; nothing of it is hidden
+        new = torch.zeros_like(key_states[:,:1,:,:1], dtype=torch.bool)
         self.hidden = new if self.hidden is None else torch.cat([self.hidden, new], 2)
         return super().update(key_states, value_states, *args, **kwargs)
 

@@ -60,7 +60,8 @@ def _parts(x):
     else: raise TypeError(f"{type(x).__name__} is not to be written down")
 
 def _plain(x):
-    "A value that JSON has, or the checksum of what has tensors."
+    "A value that JSON has, or the checksum of what has tensors, or a vocabulary."
+    if hasattr(x, 'get_vocab'): x = torch.tensor([*json.dumps(sorted(x.get_vocab().items())).encode()], dtype=torch.uint8)
     try: return json.loads(json.dumps(x, allow_nan=False))
     except (TypeError, ValueError): crc = 0
     for part in _parts(x): crc = zlib.crc32(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy(), crc)

@@ -142,10 +142,10 @@ def _settings(asked):
 
 # %% ../../nbs/10_evaluation/05_evaluate.ipynb #3c5e0003
 def _noted(path):
-    "What `note_settings` wrote. Raises `InterlatError` if it is damaged."
+    "What `note_settings` wrote. Raises `FolderError` if it is damaged."
     try: noted = dict(json.loads(path.read_text()))
     except (ValueError, TypeError) as e:
-        raise InterlatError(f"{path} is damaged, so that nobody knows how the results beside it were made; use another folder") from e
+        raise FolderError(f"{path} is damaged, so that nobody knows how the results beside it were made; use another folder") from e
     return {k: RENAMED.get(v, v) if k.startswith('variant') else v for k, v in noted.items()}
 
 def _digest(task): # of what the actor is given and graded by
@@ -157,17 +157,17 @@ def note_settings(
     tasks:list[Task], # what is done
     begun:bool, # are there results already?
 )->None:
-    "Write down how results are made. Raises `InterlatError` if those beside it were made otherwise, or with other tasks of the same names."
+    "Write down how results are made. Raises `FolderError` if those beside it were made otherwise, or with other tasks of the same names."
     out, digests = path.parent, {t.task_id: _digest(t) for t in tasks}
     old = _noted(path) if begun and path.exists() else dict(settings)
     known = old.pop('tasks', {})
     if changed := [i for i, d in digests.items() if known.get(i, d) != d]:
-        raise InterlatError(f"results in {out} were made with another task {changed[0]!r}: "
-                            "what the actor reads, or the right answer, has changed; use another folder")
+        raise FolderError(f"results in {out} were made with another task {changed[0]!r}: "
+                          "what the actor reads, or the right answer, has changed; use another folder")
     for k in sorted({*old, *settings}):
         a, b = old.get(k), settings.get(k)
         unasked = k.startswith(('sender', 'actor', 'variant')) and None in (a, b) # by one of the two
-        if a != b and not unasked: raise InterlatError(f"results in {out} were made with {k} {a}, now {b}; use another folder")
+        if a != b and not unasked: raise FolderError(f"results in {out} were made with {k} {a}, now {b}; use another folder")
     given = {k: v for k, v in settings.items() if v is not None}
     with writing(path): write_atomic(path, json.dumps(old | given | {'tasks': known | digests}, indent=1))
 
