@@ -36,7 +36,8 @@ def served_folder(
 )->str: # folder or hub id
     "Where vLLM finds a model as it can read it. Raises `InterlatError` for what it cannot be given."
     folder, scratch = Path(name).expanduser(), Path(scratch)
-    if (folder/'student.json').exists(): raise InterlatError(f"{name} is a student, which reasons in latent steps; vLLM writes words: leave the backend out")
+    if (folder/'student.json').exists():
+        raise InterlatError(f"{name} is a student, which reasons in latent steps; vLLM writes words: leave the backend out")
     if str(name) in PRESETS: return str(asset('models', str(name)))
     if str(name) in PACKAGED or folder.suffix == '.gguf': return str(load_lm(name, dtype, 'cpu').save_pretrained(scratch))
     if (folder/DIFFERENCE).exists():
@@ -212,7 +213,8 @@ def collect_served(
     check_prompts(sender, todo, answer=max_new_tokens)
     def ids(task): return encode_chat(tokenizer, task.prompt, add_generation_prompt=True).input_ids
     longest = max((len(ids(t)) for t in todo), default=0) + max_new_tokens
-    if todo and model.window is not None and longest > model.window: raise InterlatError(f"a prompt and its plan need {longest} tokens, the engine has {model.window}; give it a larger max_model_len")
+    if todo and model.window is not None and longest > model.window:
+        raise InterlatError(f"a prompt and its plan need {longest} tokens, the engine has {model.window}; give it a larger max_model_len")
     def write(batch):
         seeds = [derive_seed(seed, 'collect', t.task_id) for t in batch]
         written = model.open(longest).write([ids(t) for t in batch], max_new_tokens, ends, temperature, seeds)

@@ -248,7 +248,8 @@ def join_caches(
 )->KeyValues:
     "Caches of several senders as one. Raises `InterlatError` for none, and for layers that do not match."
     if not parts: raise InterlatError('no caches to join: the list is empty')
-    if len({len(p.keys) for p in parts}) > 1: raise InterlatError(f"caches to join must have as many layers, found {[len(p.keys) for p in parts]}")
+    if len({len(p.keys) for p in parts}) > 1:
+        raise InterlatError(f"caches to join must have as many layers, found {[len(p.keys) for p in parts]}")
     end, moved = 0, []
     for p in parts:
         moved.append(p if turn is None else p.shifted(turn, end))

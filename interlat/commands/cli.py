@@ -139,10 +139,12 @@ def collect(
     args, data = parse(CollectArguments, argv, CollectArguments.__doc__, SOURCES)
     write = dict(torch=_write, vllm=_write_served)
     check_choice(write, backend=args.backend)
-    if args.vllm and args.backend != 'vllm': raise InterlatError(f"settings of vLLM ({args.vllm[0]}) are for --backend vllm; give it, or leave them out")
+    if args.vllm and args.backend != 'vllm':
+        raise InterlatError(f"settings of vLLM ({args.vllm[0]}) are for --backend vllm; give it, or leave them out")
     is_student = (Path(args.model_name_or_path)/'student.json').exists()
     latent = is_student or args.K is not None
-    if latent and args.backend != 'torch': raise InterlatError(f"latent steps are made by the backend torch, found {args.backend!r}; leave it out")
+    if latent and args.backend != 'torch':
+        raise InterlatError(f"latent steps are made by the backend torch, found {args.backend!r}; leave it out")
     tasks = _tasks(args, data, latent)
     name = sender_label(args.model_name_or_path, data.sees, 0. if latent else args.temperature, args.seed)
     done = _reason(args, is_student, tasks, name) if latent else write[args.backend](args, tasks, name)
