@@ -41,22 +41,23 @@ def trained_lm(family, kind, lora):
     "A model in training; nobody changes it."
     lm = AutoModelForCausalLM.from_config(config(family)).train()
     if kind == 'bfloat16': lm.bfloat16()
-    if lora == 'frozen': lm.requires_grad_(False)
-    elif lora is not None: add_lora(lm, dict(r=2, lora_dropout=lora))
+    if lora in ('frozen', 'frugal'): lm.requires_grad_(False)
+    if lora == 'frugal': keep_less(lm)
+    elif lora not in (None, 'frozen'): add_lora(lm, dict(r=2, lora_dropout=lora))
     return lm
 
 
 @pytest.mark.parametrize('family', FAMILIES)
 @pytest.mark.parametrize('B, T', [(2, 64), (3, 200)])
 @pytest.mark.parametrize('kind', ['float32', 'bfloat16', 'autocast'])
-@pytest.mark.parametrize('lora', [None, 0., .05, 'frozen'])
+@pytest.mark.parametrize('lora', [None, 0., .05, 'frozen', 'frugal'])
 def test_activations_are_what_autograd_keeps(family, B, T, kind, lora):
     lm = trained_lm(family, kind, lora)
     told = estimate_memory(lm, B, T, 1, passes=1, autocast=kind == 'autocast').activations
     assert told == pytest.approx(kept(lm, B, T, kind == 'autocast'), rel=.25)
 
 
-@pytest.mark.parametrize('lora', [None, 'frozen'])
+@pytest.mark.parametrize('lora', [None, 0., 'frozen'])
 def test_autocast_keeps_a_copy_of_frozen_weights_for_each_pass(lora):
     lm, B, T = trained_lm('llama', 'autocast', lora), 1, 16
     told = [estimate_memory(lm, B, T, 1, passes=n, autocast=True).activations for n in (1, 2)]

@@ -134,7 +134,7 @@ def mark_trained(
     seed:int=0, # of LoRA's first weights
 )->None:
     "Leave to training what the configuration names; the adapter always is."
-    if config.frozen: lm.requires_grad_(False)
+    if config.frozen: keep_less(lm.requires_grad_(False))
     if config.lora is not None: add_lora(lm, config.lora, seed)
 
 def new_actor(

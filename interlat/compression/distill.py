@@ -11,6 +11,7 @@ from torch import nn, Tensor
 from torch.nn import functional as F
 
 from ..core.basics import *
+from ..models.lora import *
 from ..agents.actor import *
 from ..training.losses import *
 from ..training.packing import *
@@ -77,6 +78,7 @@ class Distillation(Reader):
         clip:float=.95, # quantile that the weights of the preference are clipped at
     ):
         super().__init__(actor.requires_grad_(False))
+        keep_less(actor.base_model)
         if student.lm is actor.base_model:
             raise InterlatError('student and actor are one language model, and the actor is frozen; load it twice')
         width, read = student.settings['output_size'], actor.settings['input_size']

@@ -41,22 +41,20 @@ def empty_lm(
     with torch.device('meta'): return AutoModelForCausalLM.from_config(config, dtype=dtype)
 
 # %% ../../nbs/07_training/10_memory.ipynb #710661df
-def _layer_bytes(size, dtype, autocast, lora, positions, frozen=False):
-    "What a decoder layer keeps at each position; `lora`: dropout of its LoRA matrices, None without; `frozen`: nothing in it is trained."
+def _layer_bytes(size, dtype, autocast, trained, positions, frugal=False):
+    "What a decoder layer keeps at each position; `trained`: 'all' of it, 'lora' matrices or 'nothing'; `frugal`: makes its gated product again."
     E, H, F = size.width, size.heads, size.mlp
     A = H*size.head_width # width of all heads together
     wide, b = dtype.itemsize, 2 if autocast else dtype.itemsize # of weights and residuals, of products
-    thin = 2 if autocast else 4 # of what goes into LoRA matrices
-    normed = 0 if frozen else 2*E*wide # results of both norms
-    if frozen: inputs = 0
-    elif lora: inputs = (5*E + A + F)*(thin + 1)
-    elif lora == 0 and thin != wide: inputs = (5*E + A + F)*thin
-    else: inputs = ((2 if b == wide else 5)*E + F)*b
-    return 2*E*4 + normed + (4*A + 3*F + positions)*b + 4*H + inputs
+    normed = 0 if trained == 'nothing' else 2*E*wide # results of both norms
+    product = 0 if trained == 'nothing' or frugal and trained == 'lora' else F
+    inputs = (2 if b == wide else 5)*E if trained == 'all' else 0
+    return 2*E*4 + normed + (4*A + (2 if frugal else 3)*F + product + inputs + positions)*b + 4*H
 
-def _lora(model):
-    "The dropout of a model's LoRA layers; None where there are none."
-    return next((getattr(m.lora_dropout['default'], 'p', 0.) for m in model.modules() if hasattr(m, 'lora_A')), None)
+def _trained(model, layers):
+    "What is trained of a model's layers."
+    if any(hasattr(m, 'lora_A') for m in model.modules()): return 'lora'
+    return 'all' if not layers or any(p.requires_grad for layer in layers for p in layer) else 'nothing'
 
 # %% ../../nbs/07_training/10_memory.ipynb #17ab0003
 _BYTE, _HALF = 1 + 4/256, .5 + 4/256 # of a number in 8 and in 4 bits, with its part of a scale
@@ -118,15 +116,17 @@ def estimate_memory(
     layers = [[*m.parameters()] for m in model.modules() if type(m).__name__ in model._no_split_modules]
     inside, most = sum(map(size, layers)), max(map(size, layers), default=0)
     whole = weights - inside + most if s.shards > 1 else 0 # what a process has in full: one layer, and all that is in no layer
-    autocast, moving = s.autocast and dtype == torch.float32, size(p for layer in layers for p in layer if p.requires_grad)
-    layer, depth = _layer_bytes(of, dtype, autocast, _lora(model), positions, frozen=inside > moving == 0), of.depth
+    autocast, depth, frugal = s.autocast and dtype == torch.float32, of.depth, any(hasattr(m, 'frugal') for m in model.modules())
+    layer = _layer_bytes(of, dtype, autocast, _trained(model, layers), positions, frugal)
     stream = of.width*dtype.itemsize
     kept = depth*stream + layer if s.checkpointing else depth*layer # the passes run a layer again together
     activations = passes*batch_size*positions*(kept + 3*stream)
-    if autocast: activations += _copies(moving, inside - moving, depth, passes, s.checkpointing)
+    if autocast: activations += _copies(model, layers, depth, passes, s.checkpointing)
     return Memory(weights//s.shards + whole, trained//s.shards, optimizer_bytes(model, s.optim, s.optim_args)//s.shards,
                   int(activations), _ARRAYS*4*min(supervised*of.vocab_size, CHUNK))
 
-def _copies(moving, still, depth, passes, checkpointing):
-    "What autocast's bfloat16 copies of matrices take: it keeps one of those that are trained; of the others every pass keeps its own."
+def _copies(model, layers, depth, passes, checkpointing):
+    "What autocast's bfloat16 copies of matrices take: it keeps one of those that are trained; of the others, but for LoRA's, every pass keeps its own."
+    by_lora = {id(p) for m in model.modules() if hasattr(m, 'lora_A') for p in m.parameters()}
+    moving, still = (sum(p.nbytes for layer in layers for p in layer if id(p) not in by_lora and p.requires_grad == on) for on in (True, False))
     return (moving + (still/depth if checkpointing else passes*still))/2
