@@ -29,7 +29,8 @@ def picked(
     words = dict(token_ids=ids, text=spell(ids) if spell and payload.text else payload.text) if hasattr(payload, 'text') else {}
     if isinstance(payload, States): return replace(payload, h=payload.h[index], **words)
     if isinstance(payload, Deltas): return replace(payload, deltas={l: d[index] for l, d in payload.deltas.items()}, **words)
-    if not isinstance(payload, Words): raise InterlatError(f"a payload of kind {getattr(payload, 'kind', payload)!r} has no rows to pick from")
+    if not isinstance(payload, Words):
+        raise InterlatError(f"a payload of kind {getattr(payload, 'kind', payload)!r} has no rows to pick from")
     if payload.text and not spell: raise InterlatError("words that are cut are spelled anew by the sender's tokenizer; give the sender")
     return Words(**words)
 
@@ -37,9 +38,9 @@ def _fit(n, m): return [i % n for i in range(m)] if n else [] # m of n rows
 
 # %% ../../nbs/11_audit/07_matching.ipynb #00c78187
 def _tokens(n, m):
-    "m of a layer's n tokens: the first, and the last of the others; or these go round."
-    if not n or m < 2: return [0][:min(n, m)]
-    return [0, *range(n-m+1, n)] if m <= n else [0, *(1 + i % (n-1) if n > 1 else 0 for i in range(m-1))]
+    "m of a layer's n tokens: the first, and the last of the others, before which these go round."
+    if n < 2 or m < 2: return [0]*(m if n else 0)
+    return [0, *(1 + (i - m + 1) % (n - 1) for i in range(m-1))]
 
 def _placed(p, like, turn):
     "A cache in the places of another."
@@ -50,7 +51,8 @@ def _placed(p, like, turn):
                         for xs, dim in ((p.keys, 1), (p.values, 1), (p.at, 0)))
     there = [to[:len(i)] for to, i in zip(like.at, index)]
     moved = [not torch.equal(a.cpu(), b.cpu()) for a, b in zip(at, there)]
-    if any(moved) and turn is None: raise InterlatError("a cache of another length has its keys turned; give the sender, whose rotation it is")
+    if any(moved) and turn is None:
+        raise InterlatError("a cache of another length has its keys turned; give the sender, whose rotation it is")
     keys = [turn(k, (new - old).to(k.device)) if far else k for k, old, new, far in zip(keys, at, there, moved)]
     return KeyValues(keys, values, there, like.next)
 
@@ -95,7 +97,8 @@ def crossed(
         _, chosen = linear_sum_assignment(np.tile(cost, often))
         chosen = chosen % len(pool)
         if used[range(len(chosen)), chosen].any():
-            raise InterlatError(f"a pool of {len(pool)} messages gives {len(lengths)} items no k={k} different ones each; use a larger pool, or a smaller k")
+            raise InterlatError(f"a pool of {len(pool)} messages gives {len(lengths)} items no k={k} different ones each; "
+                                "use a larger pool, or a smaller k")
         used[range(len(chosen)), chosen] = True
         out.append(chosen.tolist())
     return out

@@ -109,7 +109,6 @@ class KVComm(Channel):
 
     def reach(self, chat): return 0 # as in `Channel`: it lies below the conversation
 
-    @torch.no_grad()
     def opened(self, actor, chats, payloads, masked): # as in `Channel`
         rows = rows_with(actor.model, payloads, masked)
         if self.short == 'published' and isinstance(rows, HoledRows) and not masked:
