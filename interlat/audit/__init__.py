@@ -8,24 +8,25 @@ __all__ = ['derangements', 'length_matched', 'length_gaps', 'ARMS', 'MEASURES', 
            'ATTACKS', 'attack', 'turned', 'norm_check', 'matched', 'crossed', 'gaps', 'Beside', 'partner_rounds',
            'achieved', 'rows_of', 'with_rows', 'noise', 'Means', 'restored', 'CONTROLS', 'controlled', 'why_not', 'Arm',
            'answer_ids', 'forced', 'answer_logprob', 'moved', 'distances', 'set_back', 'sender_information',
-           'hard_checks']
+           'hard_checks', 'Case', 'arm', 'learned_constant']
 
 # %% ../../nbs/16_doors/12_audit.ipynb #00dcec4a
+from ..core.planning import *
 from .partners import *
 from .items import *
 from .ladder import *
-from .checks import *
-from .planning import *
 from .attacks import *
 from .matching import *
 from .drawn import *
 from .controls import *
+from .answers import *
 from .response import *
-from .held import *
+from .checks import *
+from .arms import *
 
 # %% ../../nbs/16_doors/12_audit.ipynb #f3c7df4b
 _all_ = ['derangements', 'length_matched', 'length_gaps', 'ARMS', 'MEASURES', 'measures', 'rung', 'check_masked',
          'check_swapped', 'check_restored', 'check_leaked', 'nld', 'items_to_see', 'items_to_equate', 'plan_items',
          'ATTACKS', 'attack', 'turned', 'norm_check', 'matched', 'crossed', 'gaps', 'Beside', 'partner_rounds', 'achieved',
          'rows_of', 'with_rows', 'noise', 'Means', 'restored', 'CONTROLS', 'controlled', 'why_not', 'Arm', 'answer_ids', 'forced', 'answer_logprob', 'moved', 'distances',
-         'set_back', 'sender_information', 'hard_checks']
+         'set_back', 'sender_information', 'hard_checks', 'Case', 'arm', 'learned_constant']

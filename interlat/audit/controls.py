@@ -14,7 +14,7 @@ from math import floor
 import torch
 from torch import Tensor
 from ..core.basics import *
-from ..messages.codec import *
+from ..messages.packet import *
 from ..compression.reason import embedding_table
 from ..channels.payloads import *
 from ..channels.keyvalues import *
@@ -58,7 +58,8 @@ def _drawn(name):
     def make(_, payloads, beside, seed, arg):
         def one(p, i, beside, g, strength):
             others = [o for j, o in enumerate(payloads) if j != i] if isinstance(p, Activation) else []
-            return noise(name, p, beside.named(len(payloads))[i], others, g, turn_for(beside, p) if name != 'random' else None, float(strength or 1))
+            turn = turn_for(beside, p) if name != 'random' else None
+            return noise(name, p, beside.named(len(payloads))[i], others, g, turn, float(strength or 1))
         return _each(one)(_, payloads, beside, seed, arg)
     return make
 
@@ -72,7 +73,8 @@ def _order(n, g):
     order = torch.randperm(n, generator=g)
     return order.roll(1) if n > 1 and torch.equal(order, torch.arange(n)) else order
 
-def _orders(p, g): return {n: _order(n, g) for n in sorted({*p.lengths} if isinstance(p, KeyValues) else {p.positions})} # by length: layers move together
+def _orders(p, g): # by length: layers move together
+    return {n: _order(n, g) for n in sorted({*p.lengths} if isinstance(p, KeyValues) else {p.positions})}
 
 def _shuffled(p, i, beside, g, arg):
     orders = _orders(p, g)
@@ -126,7 +128,8 @@ def _attacked(name, payloads, beside, seed, arg):
     "An attack on each message."
     strangers, ids = beside.strangers, beside.named(len(payloads))
     if name != 'adversarial' and len(strangers) != len(payloads):
-        raise InterlatError(f"{name} needs a message of another sender for each item; give strangers, found {len(strangers)} for {len(payloads)}")
+        found = f"found {len(strangers)} for {len(payloads)}"
+        raise InterlatError(f"{name} needs a message of another sender for each item; give strangers, {found}")
     if name == 'adversarial' and beside.loss is None:
         raise InterlatError("adversarial needs the actor's loss on its answer; give it beside the payloads")
     def one(i, p):
@@ -162,16 +165,17 @@ CONTROLS = dict(
     random_rot=Control("rotated at random; mean and covariance stay", _drawn('random_rot'), dict(text=_WORDS)),
     cov_noise=Control("with noise of its own covariance, times a number", _drawn('cov_noise'), dict(text=_WORDS), r'\d*\.?\d+'),
     shuffle=Control("in another order; of a cache, values against keys", _each(_shuffled), dict(activation=_ONE)),
-    shuffle_places=Control("tokens in each other's places, keys turned there", _each(_moved_about), _only("its rows carry no places; shuffle moves them", 'cache')),
+    shuffle_places=Control("tokens in each other's places, keys turned there", _each(_moved_about),
+                           _only("its rows carry no places; shuffle moves them", 'cache')),
     first=Control("its first rows", _end('first'), dict(activation=_ONE), r'\d*\.?\d+'),
     last=Control("its last rows", _end('last'), dict(activation=_ONE), r'\d*\.?\d+'),
     other=Control("another item's, as long; of words with differences, the differences alone", _swapped),
-    other_with_ids=Control("another item's words and differences", _swapped, _only("no words cross beside it; other is what you want", 'deltas')),
+    other_with_ids=Control("another item's words and differences", _swapped,
+                           _only("no words cross beside it; other is what you want", 'deltas')),
     same_type=Control("another item's of the same type", _swapped), cross_benchmark=Control("a message of another benchmark", _swapped),
     layers=Control("another item's, with some layers its own", _layers, _only(_LAYERS, 'cache', 'deltas'), r'\d+(,\d+)*'),
     own_tokens=Control("the embeddings of its words, or its words alone", _each(_own_tokens), dict(
-        cache="a cache keeps no words; the channel's own reading of its text is the arm own_tokens", activation="no word stands behind one vector",
-        text="its words are all that crosses")),
+        cache="a cache keeps no words", activation="no word stands behind one vector", text="its words are all that crosses")),
     scale=Control("all numbers times a number", _numbers(lambda x, by: x*float(by)), dict(text=_WORDS), r'\d*\.?\d+'),
     sign=Control("all numbers negated", _numbers(lambda x, _: -x), dict(text=_WORDS)),
     codec=Control("as a codec writes it", _each(_coded), dict(text=_WORDS), '|'.join(CODECS)),
@@ -192,7 +196,8 @@ def find_control(
     if stem in CONTROLS and not CONTROLS[stem].takes: return stem, None
     for stem in (s for s in CONTROLS if CONTROLS[s].takes and (name == s or name.startswith(f'{s}_'))):
         if found := re.fullmatch(f'{stem}_({CONTROLS[stem].takes})', name): return stem, found[1]
-        raise InterlatError(f"the control {name!r} wants an argument as {stem}_{dict(first='0.5', last='8', layers='0,2', codec='int8').get(stem, '0.5')}")
+        example = dict(last='8', layers='0,2', codec='int8', scale='8').get(stem, '0.5')
+        raise InterlatError(f"the control {name!r} wants an argument as {stem}_{example}")
     raise InterlatError(f"unknown control {name!r}; use {short_list([*CONTROLS, *ALSO])}")
 
 def why_not(

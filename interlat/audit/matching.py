@@ -38,9 +38,9 @@ def _fit(n, m): return [i % n for i in range(m)] if n else [] # m of n rows
 
 # %% ../../nbs/11_audit/07_matching.ipynb #00c78187
 def _tokens(n, m):
-    "m of a layer's n tokens: the first, and the last of the others; or these go round."
-    if not n or m < 2: return [0][:min(n, m)]
-    return [0, *range(n-m+1, n)] if m <= n else [0, *(1 + i % (n-1) if n > 1 else 0 for i in range(m-1))]
+    "m of a layer's n tokens: the first, and the last of the others, before which these go round."
+    if n < 2 or m < 2: return [0]*(m if n else 0)
+    return [0, *(1 + (i - m + 1) % (n - 1) for i in range(m-1))]
 
 def _placed(p, like, turn):
     "A cache in the places of another."
@@ -97,7 +97,8 @@ def crossed(
         _, chosen = linear_sum_assignment(np.tile(cost, often))
         chosen = chosen % len(pool)
         if used[range(len(chosen)), chosen].any():
-            raise InterlatError(f"a pool of {len(pool)} messages gives {len(lengths)} items no k={k} different ones each; use a larger pool, or a smaller k")
+            raise InterlatError(f"a pool of {len(pool)} messages gives {len(lengths)} items no k={k} different ones each; "
+                                "use a larger pool, or a smaller k")
         used[range(len(chosen)), chosen] = True
         out.append(chosen.tolist())
     return out

@@ -106,7 +106,6 @@ class Activations(Channel):
             raise InterlatError(f"W has shape {tuple(self.W.shape)}, the activation {len(p.a)} numbers; use the matrix of this pair")
         return (self.W.to(p.a) @ p.a)[None]
 
-    @torch.no_grad()
     def opened(self, actor, chats, payloads, masked): # as in `Channel`
         layers, rows = layers_of(actor.model), Rows(actor.model, len(chats))
         check_range(-len(layers)-1, len(layers)-1, whole=True, j=self.j)

@@ -203,8 +203,8 @@ def pad_caches(
 )->Tensor: # (B, G, width, d)
     "Rows of any lengths as one batch that ends in their last tokens; zeros where there is nothing."
     out = like.new_zeros(len(xs), like.shape[0], width, like.shape[2])
-    for row, x in zip(out, xs):
-        if x is not None and x.shape[1]: row[:,width-x.shape[1]:] = x
+    for i, x in enumerate(xs):
+        if x is not None and x.shape[1]: out[i,:,width-x.shape[1]:] = x
     return out
 
 def rows_with(
@@ -223,10 +223,10 @@ def rows_with(
     holes = bool((slot != mask[:,None]).any())
     rows = (HoledRows if holes else Rows)(lm, len(payloads), 'holes')
     for l, like in enumerate(some[0].keys):
-        layer = rows.cache.layers[l] = HoledLayer() if holes else GrowingLayer()
+        if holes or not torch.is_grad_enabled(): rows.cache.layers[l] = HoledLayer() if holes else GrowingLayer() # which gradients do not pass
         def padded(part): return pad_caches([p and getattr(p, part)[l] for p in payloads], width, like).to(lm.device, lm.dtype)
-        layer.update(padded('keys'), padded('values'))
-        if holes: layer.hidden = (mask & ~slot[:,l])[:,None,:,None]
+        rows.cache.layers[l].update(padded('keys'), padded('values'))
+        if holes: rows.cache.layers[l].hidden = (mask & ~slot[:,l])[:,None,:,None]
     rows.mask = mask & (not masked)
     return rows
 

@@ -139,7 +139,6 @@ class KVComm(Channel):
 
     def reach(self, chat): return 0 # as in `Channel`: it lies below the conversation
 
-    @torch.no_grad()
     def opened(self, actor, chats, payloads, masked): # as in `Channel`
         payloads = [p and self.mapped(actor, p) for p in payloads]
         rows = rows_with(actor.model, payloads, masked)

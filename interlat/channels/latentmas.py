@@ -122,7 +122,6 @@ class LatentMAS(Channel):
 
     def reach(self, chat): return 0 # as in `Channel`: it lies below the conversation
 
-    @torch.no_grad()
     def opened(self, actor, chats, payloads, masked): # as in `Channel`
         rows = rows_with(actor.model, payloads, masked)
         return rows, read_ids(rows, [c.input_ids for c in chats])

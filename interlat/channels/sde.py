@@ -71,7 +71,6 @@ class StateDelta(Channel):
 
     def reach(self, chat): return chat.insert_at # as in `Channel`
 
-    @torch.no_grad()
     def opened(self, actor, chats, payloads, masked): # as in `Channel`
         lm = actor.model
         for p in payloads: self._check(lm, p)
@@ -86,8 +85,8 @@ class StateDelta(Channel):
         with ExitStack() as hooks:
             for l in sorted({l for p in payloads if p for l in p.deltas}):
                 add = torch.zeros(len(chats), T, door.width, device=lm.device, dtype=lm.dtype)
-                for row, at, p in zip(add, first, payloads):
-                    if p and l in p.deltas: row[at:at+p.positions] = p.deltas[l]
+                for i, (at, p) in enumerate(zip(first, payloads)):
+                    if p and l in p.deltas: add[i,at:at+p.positions] = p.deltas[l]
                 hooks.enter_context(changed_after(layers_of(lm), l+1, lambda x, add=add: x + add))
             z = rows.read_each(door.embed(ids)*mask[...,None], mask, ids)
         last = (mask*torch.arange(1, T+1, device=mask.device)).argmax(1) # a hidden message may stand at the end

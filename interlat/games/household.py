@@ -53,8 +53,9 @@ def informed(
 )->Task: # with other turns
     "The game for an actor that is told what the sender knows. Raises `InterlatError` for one in which that is nothing."
     check_need([task], True)
-    first, *turns = task.turns
-    return replace(task, told=task.known, turns=[dict(first, content=f"{task.known}\n{first['content']}"), *turns])
+    at = next((i for i, t in enumerate(task.turns) if t['role'] == 'user'), len(task.turns)) # a system's turn may stand before it
+    turns = [dict(t, content=f"{task.known}\n{t['content']}") if i == at else t for i, t in enumerate(task.turns)]
+    return replace(task, told=task.known, turns=turns)
 
 # %% ../../nbs/03_games/09_household.ipynb #187eb853
 def sender_name(
