@@ -6,7 +6,7 @@
 __all__ = ['PAYLOADS', 'LIMITS', 'limits_of', 'as_payload', 'channel_options', 'Parcel', 'address', 'ExpectedParcels',
            'PayloadStore', 'messages_of']
 
-# %% ../../nbs/09_channels/12_parcels.ipynb #360c80fa
+# %% ../../nbs/09_channels/12_parcels.ipynb #f2ff9fde
 import inspect, json, zlib
 from collections.abc import Callable, Container
 from dataclasses import dataclass, field, replace
@@ -27,7 +27,7 @@ from .payloads import *
 from .keyvalues import *
 from .protocol import *
 
-# %% ../../nbs/09_channels/12_parcels.ipynb #e924581b
+# %% ../../nbs/09_channels/12_parcels.ipynb #a9fc3b30
 PAYLOADS = {p.kind: p for p in (States, KeyValues, Activation, Deltas, Words)} # kind -> class
 LIMITS = dict( # kind -> what of it is taken, if nobody says otherwise
     states=Limits(2**28, 3, 2, 2**20), cache=Limits(2**30, 1024, 3, 2**20), activation=Limits(2**20, 2, 1, 2**18),
@@ -50,7 +50,7 @@ def as_payload(
     if not whole: raise InterlatError(f"no payload of kind {kind!r}: its tensors are {', '.join(tensors):.200}, or not in their shapes")
     return payload
 
-# %% ../../nbs/09_channels/12_parcels.ipynb #8fca2b70
+# %% ../../nbs/09_channels/12_parcels.ipynb #8e5657f6
 def _parts(x):
     "The tensors of a map, of a module, of a tuple of these."
     if isinstance(x, Tensor): yield x
@@ -72,7 +72,7 @@ def channel_options(
     "What a channel was made with, as it is kept beside its payloads."
     return {name: _plain(value) for name, value in vars(channel).items() if name in inspect.signature(type(channel)).parameters}
 
-# %% ../../nbs/09_channels/12_parcels.ipynb #f2a73289
+# %% ../../nbs/09_channels/12_parcels.ipynb #edb9470e
 @dataclass(eq=False)
 class Parcel:
     "A payload with its address. Raises `InterlatError` for what is no payload, and for parts that cannot be written down."
@@ -109,18 +109,22 @@ class Parcel:
         "How large its packet is, without making it."
         return tensors_size(tensor_header(self.payload.to_tensors(), self.kind, self.about, codec))
 
-    def pack(self,
+    def parts(self,
         codec:str|None=None, # how floats are written: a name in `CODECS`; None: in their own number type
         basis=None, # for messages of states only
         words:bool=True, # token ids and text as well? False: only where they are not what is sent
-    )->bytearray:
-        "The parcel as one checked packet. Raises `InterlatError` for numbers that are not finite or that the codec cannot hold."
+    )->list[bytes]: # the packet is these, one after the other; the payload's numbers are not copied
+        "The parcel as one checked packet in parts. Raises `InterlatError` for numbers that are not finite or that the codec cannot hold."
         of = f"parcel for {self.task_id!r}"
         if basis is not None: raise InterlatError(f"{of}: a basis is for messages of states; send it without one")
         if not words and self.kind in ('deltas', 'text'): raise InterlatError(f"{of}: words are what a payload of kind {self.kind!r} sends")
         payload = States(self.payload.h, given=True) if self.kind == 'states' and not words else self.payload
-        try: return encode_tensors(payload.to_tensors(), self.kind, self.about, codec)
+        try: return tensor_parts(payload.to_tensors(), self.kind, self.about, codec)
         except InterlatError as e: raise InterlatError(f"{of}: {e}") from e
+
+    def pack(self, codec:str|None=None, basis=None, words:bool=True)->bytearray: # as in `parts`
+        "The same as one packet."
+        return bytearray().join(self.parts(codec, basis, words))
 
     @classmethod
     def unpack(cls,
@@ -146,7 +150,7 @@ def address(
         raise InterlatError(f"packet of kind {head.kind!r:.80} is no parcel: it says {str(head.meta):.200}, wanted task_id, sender, channel, options")
     return head.meta
 
-# %% ../../nbs/09_channels/12_parcels.ipynb #c78aadfb
+# %% ../../nbs/09_channels/12_parcels.ipynb #7ff030ae
 @dataclass(frozen=True)
 class ExpectedParcels:
     "What a receiver takes. With None it takes what comes first, and then only that. Raises `InterlatError` for unknown kinds."
@@ -183,7 +187,7 @@ class ExpectedParcels:
     def read(self, raw:bytes, check)->Parcel: return Parcel.unpack(raw, check) # as `Expected.read`
     def settled(self, p:Parcel)->'ExpectedParcels': return replace(self, sender=p.sender, channel=p.channel, options=p.options) # by the first one
 
-# %% ../../nbs/09_channels/12_parcels.ipynb #475677f4
+# %% ../../nbs/09_channels/12_parcels.ipynb #b31fe7b4
 class PayloadStore(ShardFolder):
     "An append-only folder of payloads of one sender and channel, read lazily; warns of damaged shards, raises `InterlatError` if it does not fit."
     noun, unit, suffix, marks = 'payload store', 'payload', 'payloads', ('sender', 'channel', 'options')
@@ -207,7 +211,7 @@ class PayloadStore(ShardFolder):
     def _kind_of(self, x): return tuple(x.about.get(mark) for mark in self.marks)
     def _size(self, p): return dict(task_id=p.task_id, size=p.size(self.codec))
     def _encode(self, parcels):
-        return encode_bundle(dict(zip(self.marks, self._kind_of(parcels[0]))), list(map(self._size, parcels)), (p.pack(self.codec) for p in parcels))
+        return encode_bundle(dict(zip(self.marks, self._kind_of(parcels[0]))), list(map(self._size, parcels)), (p.parts(self.codec) for p in parcels))
 
     def _read(self, shard, i):
         record, found = shard.records[i], None
@@ -237,7 +241,7 @@ class PayloadStore(ShardFolder):
             shares[-1].append(p)
         return shares
 
-# %% ../../nbs/09_channels/12_parcels.ipynb #8b7e52a2
+# %% ../../nbs/09_channels/12_parcels.ipynb #e10ea1ec
 def messages_of(
     store:PayloadStore, # of a channel that sends states
     path:str|Path, # folder of the messages; what it holds is kept and completed
