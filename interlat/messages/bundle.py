@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BUNDLE_FORMAT', 'BundleHeader', 'encode_bundle', 'Bundle']
 
-# %% ../../nbs/02_messages/03e_bundle.ipynb #4b7924b6
+# %% ../../nbs/02_messages/03e_bundle.ipynb #082f70ef
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from .shard import *
 from .packet import *
 from .tensors import *
 
-# %% ../../nbs/02_messages/03e_bundle.ipynb #13f9d21e
+# %% ../../nbs/02_messages/03e_bundle.ipynb #93b5171e
 BUNDLE_FORMAT = 'interlat.payloads/1'
 
 @dataclass(frozen=True)
@@ -35,17 +35,17 @@ class BundleHeader:
 def encode_bundle(
     about:dict, # what all packets have in common
     records:list[dict], # `task_id` and `size` of each
-    packets:Iterable[bytes], # in the same order; made one after the other as they are written
+    packets:Iterable[list[bytes]], # the parts of each, in the same order; made one after the other as they are written
 ): # yields bytes, one part after the other
     "Packets as the parts of a file. Raises `InterlatError` for an index that is too long, or a packet of another size."
     line = padded_line(header_line(vars(BundleHeader(BUNDLE_FORMAT, about, records))))
     yield packet_front(line) + line
-    for r, raw in zip(records, packets, strict=True):
-        if len(raw) != r['size']:
-            raise InterlatError(f"packet for {r['task_id']!r} has {len(raw):,} bytes where its size was {r['size']:,}")
-        yield raw
+    for r, some in zip(records, packets, strict=True):
+        size = sum(map(len, some))
+        if size != r['size']: raise InterlatError(f"packet for {r['task_id']!r} has {size:,} bytes where its size was {r['size']:,}")
+        yield from some
 
-# %% ../../nbs/02_messages/03e_bundle.ipynb #5341ee73
+# %% ../../nbs/02_messages/03e_bundle.ipynb #f15de642
 @dataclass(frozen=True)
 class Bundle:
     "A file of packets, opened: its index is in memory and verified, the packets are on disk."

@@ -65,9 +65,9 @@ class SocketOutbox(Sender):
         self._selector = selectors.DefaultSelector()
         self._selector.register(s, selectors.EVENT_READ | selectors.EVENT_WRITE)
 
-    def _push(self, raw):
+    def _push(self, parts):
         "Send a packet, sealed if there is a key; False if an answer comes before all is out."
-        for view in map(memoryview, self._signer.parts(raw)):
+        for view in map(memoryview, self._signer.parts(parts)):
             while view:
                 ready = self._look(self.timeout)
                 if not ready: raise TimeoutError(f"it took nothing for {self.timeout:g} s")
@@ -82,10 +82,10 @@ class SocketOutbox(Sender):
             line += got
         return line
 
-    def _exchange(self, raw):
+    def _exchange(self, parts):
         "The answer to a packet, and its reason."
         self._connect()
-        try: whole, line = self._push(raw), self._line()
+        try: whole, line = self._push(parts), self._line()
         except OSError as e:
             self.close(done=False)
             lost = f"the receiver at {self.address} was lost: {first_line(e)}"
@@ -100,7 +100,7 @@ class SocketOutbox(Sender):
     )->bool: # False: one for its task is there already
         """Send a message and wait until the receiver has dealt with it.
         Raises `Refused` with its reason, `InterlatError` if there is no receiver any more."""
-        verdict, why = self._exchange(message.pack(**self._how))
+        verdict, why = self._exchange(self._parts(message))
         if verdict in (REFUSED, CLOSED): raise Refused(f"refused by {self.address}: {why}")
         return verdict == TAKEN
 
@@ -108,7 +108,7 @@ class SocketOutbox(Sender):
         done:bool=True, # say that this was all, and wait until it is noted
     )->None:
         "End the transmission. Raises `Refused` if the end is not noted, `InterlatError` if there is no receiver any more."
-        verdict, why = self._exchange(END_PACKET) if done else (ENDED, '')
+        verdict, why = self._exchange([END_PACKET]) if done else (ENDED, '')
         for part in (self._selector, self._socket):
             if part: part.close()
         self._selector = self._socket = None

@@ -108,6 +108,9 @@ class Sender:
         if codec is not None: find_codec(codec)
         self._signer,self.codec = Signer(key),codec
         self._how = dict(basis=basis, words=words) | ({} if codec is None else dict(codec=codec))
+    def _parts(self, message):
+        "A message as a packet in parts; one that has none is one part."
+        return message.parts(**self._how) if hasattr(message, 'parts') else [message.pack(**self._how)]
     def __enter__(self): return self
     def __exit__(self, kind, *_): self.close(done=kind is None)
     def __repr__(self): return f"{type(self).__name__}({self.address!r}, codec={self.codec!r})"
@@ -133,16 +136,16 @@ class Outbox(Sender):
         aside = [p.name for p in (self._folder/'refused').glob(f'{writer}-*-*.ilpk*')]
         self._n = max((int(n.split('-')[1]) for n in (*there, *aside) if re.match(rf'{writer}-\d+-', n)), default=-1)
 
-    def _write(self, raw, name):
+    def _write(self, parts, name):
         self._n += 1
-        write_atomic(self._folder/f'{self._writer}-{self._n:08d}-{name}.ilpk', self._signer.parts(raw))
+        write_atomic(self._folder/f'{self._writer}-{self._n:08d}-{name}.ilpk', self._signer.parts(parts))
 
     def send(self,
         message, # `LatentMessage`, or something else with `task_id` and `pack`
     )->bool: # False: one for its task is there, or was taken
         "Put a message into the folder: whole, and on the disk when this returns."
         if (name := _name(message.task_id)) in self._sent: return False
-        self._write(message.pack(**self._how), name)
+        self._write(self._parts(message), name)
         self._sent.add(name)
         return True
 
@@ -150,7 +153,7 @@ class Outbox(Sender):
         done:bool=True, # say that this was all
     )->None:
         "End the transmission."
-        if done: self._write(END_PACKET, 'end')
+        if done: self._write([END_PACKET], 'end')
 
 # %% ../../nbs/02_messages/06_mailbox.ipynb #ba110010
 def _regular(path, limit, before=0):

@@ -59,12 +59,12 @@ def sign_packet(
     number:int, # of the envelope in its run; a later one has a higher number
 )->bytes:
     "A packet in an envelope."
-    return b''.join(_enveloped(raw, secret, run, number))
+    return b''.join(_enveloped([raw], secret, run, number))
 
-def _enveloped(raw, secret, run, number):
-    "The parts of an envelope, of which the packet is one: it is not copied."
-    head = _HEAD.pack(SIGNED_MAGIC, SIGNED_VERSION, _HEAD.size + len(raw) + _TAG, run, number)
-    return head, raw, _tag(secret, head, raw)
+def _enveloped(parts, secret, run, number):
+    "The parts of an envelope around a packet's, which are not copied."
+    head = _HEAD.pack(SIGNED_MAGIC, SIGNED_VERSION, _HEAD.size + sum(map(len, parts)) + _TAG, run, number)
+    return head, *parts, _tag(secret, head, *parts)
 
 # %% ../../nbs/02_messages/03b_signing.ipynb #0cc7fd36
 _MISMATCH = {True: "packet is not signed, and only signed ones are taken here; have its sender use the key file too (key)",
@@ -162,15 +162,15 @@ class Signer:
         raw:bytes, # a packet
     )->bytes: # what goes out
         "A packet in its envelope, numbered."
-        return b''.join(self.parts(raw))
+        return b''.join(self.parts([raw]))
 
     def parts(self,
-        raw:bytes, # a packet
-    )->tuple[bytes, ...]: # what goes out, one after the other; the packet is one of them
-        "The same, uncopied."
-        if self._secret is None: return (raw,)
+        parts:list[bytes], # of a packet
+    )->list[bytes]: # what goes out, one after the other
+        "The same in parts, uncopied."
+        if self._secret is None: return parts
         self._number += 1
-        return _enveloped(raw, self._secret, self._run, self._number)
+        return _enveloped(parts, self._secret, self._run, self._number)
 
 class Verifier:
     "Opens what a receiver gets; raises `InterlatError` for a key file that is none, or that another receiver uses."
