@@ -23,7 +23,7 @@ from ..channels.keyvalues import *
 from ..channels.protocol import *
 from ..channels.latentmas import *
 from ..channels.statebridge import *
-from ..channels.words import *
+from ..channels.bench import *
 from .matching import *
 from .drawn import *
 from .controls import *

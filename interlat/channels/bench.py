@@ -68,7 +68,6 @@ class Interlat(_Writing):
     def positions(self, actor, payload): return 0 if payload is None else block_length(actor.model, len(payload.h)) # as in `Channel`
     def vectors(self, actor, payload): return actor.model.embed_message(payload.h[None].to(actor.model.device))[0] # as in `Prefix`
 
-    @torch.no_grad()
     def opened(self, actor, chats, payloads, masked): # as in `Channel`
         lm = self.reader(actor).model
         embeds = [None if p is None else self.vectors(actor, p) for p in payloads]
