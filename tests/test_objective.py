@@ -11,7 +11,8 @@ from interlat.agents.actor import ModelWithInsertedHiddenState
 from interlat.core.basics import InterlatError
 from interlat.training.losses import KL_DIRECTIONS, js_rows
 from interlat.training.objective import NEGATIVES, Objective, choose_negatives
-from interlat.training.packing import ATTENTION, pack
+from interlat.training.layout import pack
+from interlat.training.packing import ATTENTION
 
 PARTS = ('task', 'separation', 'alignment')
 

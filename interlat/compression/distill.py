@@ -14,6 +14,7 @@ from ..core.basics import *
 from ..models.lora import *
 from ..agents.actor import *
 from ..training.losses import *
+from ..training.layout import *
 from ..training.packing import *
 from ..training.objective import *
 from .reason import *

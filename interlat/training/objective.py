@@ -15,6 +15,7 @@ from ..core.basics import *
 from ..models.lm import *
 from ..agents.actor import *
 from .curriculum import *
+from .layout import *
 from .packing import *
 from .fused import *
 
