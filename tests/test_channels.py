@@ -459,6 +459,22 @@ def test_a_hidden_message_is_none(copies, name):
     assert hidden.token_ids == none.token_ids and (heard.logits - none.logits).abs().max() > 1e-3
 
 
+def test_statebridge_sends_its_own_words_until_they_are_more_than_its_width(copies):
+    "Fitted on one message, noise in the place of the states gives the same rows; one map for all messages, or more words than directions, and it does not."
+    (agent, _), loose = copies, StateBridge(64, 90, temperature=3.)
+    E, texts = embedding_table(agent.model), loose.texts(agent, PROMPTS*4, list(range(12)))
+    for ids, h in texts[:4]:
+        once = [ids.index(i) for i in dict.fromkeys(ids) if i] # each token once, but for the one whose row is zero
+        def told(K, fit=None): return own_words(h[once[:K]], [ids[i] for i in once[:K]], E, fit, seed=K)
+        for K in (2, 9, 20, 28): assert told(K).nearest == 1 and told(K).cosine > .999 and max(told(K).residue, told(K).noise) < .05, told(K)
+        assert told(28).noise < .05 and .4 < told(36).noise and told(36).cosine < .97 # the width is 32
+        repeated = own_words(h[:24], ids[:24], E)
+        assert repeated.distinct < 24 and repeated.nearest > .9 and repeated.noise < .15 # what repeats leaves a part of the turn open
+        fitted = loose.fitted(agent, PROMPTS*4, list(range(12))).fit
+        assert told(20, fitted).noise > .5 and told(20, fitted).nearest < .5
+        assert own_words(h[once[:15]], [ids[i] for i in once[20:35]], E).nearest == 1 # other words under the same states: they decide
+
+
 def test_agents_in_a_row_do_in_a_batch_what_they_do_alone(copies):
     sender, actor = copies
     rows = [[PROMPTS[(i+a) % 3] for a in range(4)] for i in range(3)]
