@@ -161,7 +161,7 @@ def test_latentmas_together_against_a_row_at_a_time(capsys, monkeypatch, tmp_pat
     assert (one['agents'], two['agents']) == (1, 2) and all(r['faster'] > 0 and r['apart'] < 1e-7 and r['apart_float32'] < 1e-4 for r in (one, two))
     assert two['positions'] > one['positions'] >= 5*(20 + 3) and 'together' in capsys.readouterr().out
     row = bench.row
-    monkeypatch.setattr(bench, 'row', lambda lm, prompts, steps, feed: row(lm, prompts, steps, lambda h: feed(h)*1.0001))
+    monkeypatch.setattr(bench, 'row', lambda lm, prompts, steps, feed: row(lm, prompts, steps, lambda h: feed(h) + .01))
     with pytest.raises(RuntimeError, match='the sides differ by up to'): bench.main(['--model', 'tiny-qwen2', '--n', '2', '--steps', '2', '--agents', '1', '--rounds', '1'])
 
 
