@@ -88,6 +88,13 @@ def channel(out):
             yield what, 'JSON of nested lists over a socket, unchecked', ours['faster'], ours['ms']/1e3, plain['ms']/1e3
 
 
+def cache(out):
+    d = read(out/'cache.json')
+    plain, ours = d['rows']
+    what = f"a cache of {d['packet']/1e6:.1f} MB packed, sent through the mailbox, checked and read"
+    yield what, 'as many bytes written, flushed and read', d['share'], ours['seconds'], plain['seconds']
+
+
 def latentmas(out):
     for r in read(out/'latentmas.json')['rows']:
         what = f"{r['n']} prompts to LatentMAS caches with {r['model']}, {r['steps']} latent steps each, {r['agents']} agent{'s in a row'*(r['agents'] > 1)}"
@@ -112,6 +119,7 @@ BENCHMARKS = { # name -> words after the script, what it leaves, how its claims 
     'collect': (lambda out: ['--out', out/'collect.json'], collect),
     'compress': (lambda out: ['--out', out], compress),
     'channel': (lambda out: ['--out', out/'channel.json'], channel),
+    'cache': (lambda out: ['--out', out/'cache.json'], cache),
     'latentmas': (lambda out: ['--out', out/'latentmas.json'], latentmas),
     'projector': (lambda out: ['--out', out/'projector.json'], projector)}
 

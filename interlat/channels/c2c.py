@@ -105,7 +105,7 @@ def c2c_chats(
 # %% ../../nbs/09_channels/11_c2c.ipynb #86bb38a4
 class C2C(Channel):
     "A projected cache. Raises `InterlatError` for things that are no projectors."
-    name, reads, trained = 'c2c', KeyValues, 'a projector a layer'
+    name, reads, trained, same_prompt = 'c2c', KeyValues, 'a projector a layer', True
     def __init__(self,
         projectors, # `Projectors`; or a `C2CProjector` of each layer of the actor
         mapping:str='last_aligned', # one of `MAPPINGS`, where the projectors do not say what they read
@@ -193,6 +193,12 @@ class C2C(Channel):
                 raise InterlatError(f"c2c fuses position by position: the sender read {p.positions} tokens, the actor {len(fused)}; "
                                     "give both the same prompt")
         return places
+
+    def positions(self, actor, payload): return 0 # as in `Channel`: it is fused with those that are there
+    def chat(self, conversation): # as in `Channel`
+        return conversation.chat if self.tokenizer is None else self.pair(conversation.turns, None)
+    def shortened(self, payload, chat): # as in `Channel`
+        return payload if isinstance(chat, FusedChat) else payload.crop(slice(len(chat)))
 
     @torch.no_grad()
     def opened(self, actor, chats, payloads, masked): # as in `Channel`

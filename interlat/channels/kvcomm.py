@@ -137,6 +137,8 @@ class KVComm(Channel):
         keys, values, at = ([xs[i] for i in which] for xs in (p.keys, p.values, p.at))
         return self._thinned(actor.model, KeyValues(keys, values, at, p.next), {0, *reads})
 
+    def reach(self, chat): return 0 # as in `Channel`: it lies below the conversation
+
     @torch.no_grad()
     def opened(self, actor, chats, payloads, masked): # as in `Channel`
         payloads = [p and self.mapped(actor, p) for p in payloads]

@@ -120,6 +120,8 @@ class LatentMAS(Channel):
         for layer in rows.cache.layers: layer.keys = turn(layer.keys, (new - old)[:,None])
         return new
 
+    def reach(self, chat): return 0 # as in `Channel`: it lies below the conversation
+
     @torch.no_grad()
     def opened(self, actor, chats, payloads, masked): # as in `Channel`
         rows = rows_with(actor.model, payloads, masked)
