@@ -95,6 +95,18 @@ def cache(out):
     yield what, 'as many bytes written, flushed and read', d['share'], ours['seconds'], plain['seconds']
 
 
+def latentmas(out):
+    for r in read(out/'latentmas.json')['rows']:
+        what = f"{r['n']} prompts to LatentMAS caches with {r['model']}, {r['steps']} latent steps each, {r['agents']} agent{'s in a row'*(r['agents'] > 1)}"
+        yield what, 'the same one row at a time, as published', r['faster'], r['seconds'], r['row_seconds']
+
+
+def projector(out):
+    for r in read(out/'projector.json')['rows']:
+        what = f"C2C's projectors over a cache of {r['tokens']} tokens, {r['layers']} layers, shapes of {r['pair']}"
+        yield what, 'their matrix products alone', r['products']/r['seconds'], r['seconds'], r['products']
+
+
 def room(): return int(min(1000, psutil.virtual_memory().available/2**20//20)) # the nested side takes 17 MB a message
 
 
@@ -107,7 +119,9 @@ BENCHMARKS = { # name -> words after the script, what it leaves, how its claims 
     'collect': (lambda out: ['--out', out/'collect.json'], collect),
     'compress': (lambda out: ['--out', out], compress),
     'channel': (lambda out: ['--out', out/'channel.json'], channel),
-    'cache': (lambda out: ['--out', out/'cache.json'], cache)}
+    'cache': (lambda out: ['--out', out/'cache.json'], cache),
+    'latentmas': (lambda out: ['--out', out/'latentmas.json'], latentmas),
+    'projector': (lambda out: ['--out', out/'projector.json'], projector)}
 
 
 def run(name, words):

@@ -167,6 +167,29 @@ def test_channels_against_plain_json(capsys, monkeypatch, tmp_path):
         with pytest.raises(RuntimeError, match='socket float32: . of 2 messages'): bench.check('socket float32', messages, wrong)
 
 
+def test_latentmas_together_against_a_row_at_a_time(capsys, monkeypatch, tmp_path):
+    bench = script('latentmas')
+    bench.main(['--model', 'tiny-qwen2', '--n', '5', '--steps', '3', '--agents', '1', '2', '--rounds', '1', '--out', str(tmp_path/'latentmas.json')])
+    one, two = json.loads((tmp_path/'latentmas.json').read_text())['rows']
+    assert (one['agents'], two['agents']) == (1, 2) and all(r['faster'] > 0 and r['apart'] < 1e-7 and r['apart_float32'] < 1e-4 for r in (one, two))
+    assert two['positions'] > one['positions'] >= 5*(20 + 3) and 'together' in capsys.readouterr().out
+    row = bench.row
+    monkeypatch.setattr(bench, 'row', lambda lm, prompts, steps, feed: row(lm, prompts, steps, lambda h: feed(h) + .01))
+    with pytest.raises(RuntimeError, match='the sides differ by up to'): bench.main(['--model', 'tiny-qwen2', '--n', '2', '--steps', '2', '--agents', '1', '--rounds', '1'])
+
+
+def test_projectors_against_their_products(capsys, tmp_path):
+    bench = script('projector')
+    bench.main(['--pair', 'smollm2', '--tokens', '5', '--width', '8', '--rounds', '2', '--out', str(tmp_path/'projector.json')])
+    row, = json.loads((tmp_path/'projector.json').read_text())['rows']
+    assert (row['layers'], row['tokens']) == (30, 5) and row['over_products'] == row['seconds']/row['products'] > 0
+    assert 'matrix products alone' in capsys.readouterr().out
+    made = bench.C2CProjector(3, 4, 2, 5, hidden=8, intermediate=6)
+    shapes = [tuple(x.shape) for x in bench.products(made, 7, bench.torch.Generator())()]
+    assert sorted(shapes) == sorted(2*[(7, 8), (7, 6), (7, 8), (7, 6), (7, 8), (7, 10), (7, 8), (7, 8), (7, 2)]) # keys and values
+    with pytest.raises(ValueError, match='unknown pair'): bench.main(['--pair', 'none'])
+
+
 def test_all_claims_by_one_command(capsys, monkeypatch, tmp_path):
     bench = script('all')
     (tmp_path/'quick.py').write_text("import json, sys; json.dump([dict(what='ours', against='theirs', ratio=2.5, a=.1, b=.25)], open(sys.argv[-1], 'w'))")

@@ -391,11 +391,14 @@ def test_a_pair_fuses_and_answers_as_recorded():
 
 # What holds for every channel
 
+ENDS = [[20, 21, 22, 23], [24, 25], [26, 27, 28, 29, 30]] # what the actor reads
 PROMPTS = [[7, 8, 9], [5, 6, 7, 8, 9, 10], [11, 12, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]] # in a batch with the others the first is padded by 0, 3, 11
 OPTIONS = { # the channel's name, with what is tried beside its defaults
     'interlat': dict(max_new_tokens=5), 'text': dict(max_new_tokens=5), 'latentmas': dict(latent_steps=3, realign=True), 'latentmas newest': dict(latent_steps=3, keep='newest', rerotate=True),
     'latentmas steps': dict(latent_steps=3, keep='steps'), 'statebridge': dict(max_new_tokens=5), 'own_tokens': dict(max_new_tokens=5), 'c2c': {}, 'kvcomm': {}, 'kvcomm causal': dict(layers=(1,)),
-    'kvcomm published': dict(layers=(1,), short='published'), 'kvcomm shift_back': dict(layers=(), short='shift_back'), 'cipher': dict(n=4, temperature=.5), 'sde': dict(max_new_tokens=5, layers=(0, -1)), 'ac': dict(k=1, j=1)}
+    'kvcomm published': dict(layers=(1,), short='published'), 'kvcomm shift_back': dict(layers=(), short='shift_back'), 'cipher': dict(n=4, temperature=.5), 'sde': dict(max_new_tokens=5, layers=(0, -1)), 'ac': dict(k=1, j=1),
+    **{f'{name} drawn': dict(max_new_tokens=5, temperature=1.) for name in ('interlat', 'text', 'statebridge', 'own_tokens', 'sde')}, 'ac drawn': dict(k=1, j=1, how='sum', write=3, temperature=1.)} # by a sender that draws
+SEEDS = [7, 8, 9] # of the sender's draws, one a prompt
 
 
 @pytest.fixture(scope='module', params=['qwen2', 'llama'])
@@ -420,20 +423,30 @@ def made(name, sender, actor):
     return channel(kind, **OPTIONS[name]), actor
 
 
-def states_of(*agents): return [x.clone() for a in agents for x in a.model.state_dict().values()]
+def left_alone(*agents):
+    "All of models that a channel could leave changed: numbers that are kept and that are not, hooks, modes, patched methods, settings."
+    def of(m): return [m.training, *(len(v) for k, v in vars(m).items() if k.endswith('_hooks') and v is not None), *(k for k, v in vars(m).items() if callable(v))]
+    numbers = [x.clone() for a in agents for xs in (a.model.parameters(), a.model.buffers()) for x in xs]
+    return numbers, [of(m) for a in agents for m in a.model.modules()], [p.requires_grad for a in agents for p in a.model.parameters()], [str(a.model.config) + str(a.model.config._attn_implementation) for a in agents]
+
+
+def unchanged(before, *agents):
+    (old, *rest), (new, *others) = before, left_alone(*agents)
+    return all(torch.equal(x, y) for x, y in zip(old, new, strict=True)) and rest == others
 
 
 @pytest.mark.parametrize('name', OPTIONS)
 def test_a_batch_says_what_each_row_alone_says(copies, name):
     sender, actor = copies
     c, reader = made(name, sender, actor)
-    before, n = states_of(sender, reader), len(PROMPTS)
-    ends = PROMPTS if name == 'c2c' else [[20, 21, 22, 23], [24, 25], [26, 27, 28, 29, 30]]
-    sent = c.send(sender, PROMPTS)
+    before = left_alone(sender, reader)
+    ends = PROMPTS if name == 'c2c' else ENDS
+    sent = c.send(sender, PROMPTS, SEEDS)
+    assert unchanged(before, sender, reader)
     kept = [{k: x.clone() for k, x in p.to_tensors().items()} for p in sent]
     heard, drawn = c.receive(reader, ends, sent, 6), c.receive(reader, ends, sent, 6, temperature=1., seeds=[1, 2, 3])
     for some in ([0], [1], [2], [1, 0], [2, 0], [2, 1]): # alone; and padded by 0, 3, 8 and 11
-        payloads = c.send(sender, [PROMPTS[i] for i in some])
+        payloads = c.send(sender, [PROMPTS[i] for i in some], [SEEDS[i] for i in some])
         for i, p in zip(some, payloads):
             for k, x in p.to_tensors().items(): assert torch.equal(x, kept[i][k]) if not x.is_floating_point() else (x - kept[i][k]).abs().max() < 1e-5, (k, i)
             assert c.nbytes(p) == p.nbytes > 0
@@ -441,7 +454,8 @@ def test_a_batch_says_what_each_row_alone_says(copies, name):
         again = c.receive(reader, [ends[i] for i in some], payloads, 6, temperature=1., seeds=[1+i for i in some])
         torch.testing.assert_close(one.logits, heard.logits[some], atol=1e-4, rtol=0)
         assert one.token_ids == [heard.token_ids[i] for i in some] and again.token_ids == [drawn.token_ids[i] for i in some]
-    assert all(torch.equal(x, y) for x, y in zip(before, states_of(sender, reader), strict=True)) # neither model has changed,
+    c.receive(reader, ends, sent, 3, masked=True)
+    assert unchanged(before, sender, reader) # neither model has changed,
     assert all(torch.equal(x, kept[i][k]) for i, p in enumerate(sent) for k, x in p.to_tensors().items()) # nor what was sent
     assert c.receive(reader, ends, sent, 6).token_ids == heard.token_ids
     back = [PAYLOADS[p.kind].from_tensors(load(save(p.to_tensors()))) for p in sent]
@@ -452,11 +466,33 @@ def test_a_batch_says_what_each_row_alone_says(copies, name):
 def test_a_hidden_message_is_none(copies, name):
     sender, actor = copies
     c, reader = made(name, sender, actor)
-    ends = PROMPTS if name == 'c2c' else [[20, 21, 22, 23], [24, 25], [26, 27, 28, 29, 30]]
-    sent = c.send(sender, PROMPTS)
-    heard, hidden, none = c.receive(reader, ends, sent, 6), c.receive(reader, ends, sent, 6, masked=True), c.receive(reader, ends, [None]*3, 6)
-    torch.testing.assert_close(hidden.logits, none.logits, atol=1e-6, rtol=0)
-    assert hidden.token_ids == none.token_ids and (heard.logits - none.logits).abs().max() > 1e-3
+    ends, sent = PROMPTS if name == 'c2c' else ENDS, c.send(sender, PROMPTS, SEEDS)
+    for how in ({}, dict(temperature=1., seeds=SEEDS)):
+        def said(payloads, **more): return c.receive(reader, ends, payloads, 6, **how, **more)
+        heard, hidden, none = said(sent), said(sent, masked=True), said([None]*3)
+        torch.testing.assert_close(hidden.logits, none.logits, atol=1e-6, rtol=0)
+        assert hidden.token_ids == none.token_ids and (heard.logits - none.logits).abs().max() > 1e-3
+        for mixed in ([sent[0], None, sent[2]], [None, sent[1], None]): # a row without a message does not hear the others'
+            some = said(mixed)
+            for i, p in enumerate(mixed):
+                torch.testing.assert_close(some.logits[i], (none if p is None else heard).logits[i], atol=1e-5, rtol=0)
+                assert some.token_ids[i] == (none if p is None else heard).token_ids[i]
+
+
+def test_statebridge_sends_its_own_words_until_they_are_more_than_its_width(copies):
+    "Fitted on one message, noise in the place of the states gives the same rows; one map for all messages, or more words than directions, and it does not."
+    (agent, _), loose = copies, StateBridge(64, 90, temperature=3.)
+    E, texts = embedding_table(agent.model), loose.texts(agent, PROMPTS*4, list(range(12)))
+    for ids, h in texts[:4]:
+        once = [ids.index(i) for i in dict.fromkeys(ids) if i] # each token once, but for the one whose row is zero
+        def told(K, fit=None): return own_words(h[once[:K]], [ids[i] for i in once[:K]], E, fit, seed=K)
+        for K in (2, 9, 20, 28): assert told(K).nearest == 1 and told(K).cosine > .999 and max(told(K).residue, told(K).noise) < .05, told(K)
+        assert told(28).noise < .05 and .4 < told(36).noise and told(36).cosine < .97 # the width is 32
+        repeated = own_words(h[:24], ids[:24], E)
+        assert repeated.distinct < 24 and repeated.nearest > .9 and repeated.noise < .15 # what repeats leaves a part of the turn open
+        fitted = loose.fitted(agent, PROMPTS*4, list(range(12))).fit
+        assert told(20, fitted).noise > .5 and told(20, fitted).nearest < .5
+        assert own_words(h[once[:15]], [ids[i] for i in once[20:35]], E).nearest == 1 # other words under the same states: they decide
 
 
 def test_agents_in_a_row_do_in_a_batch_what_they_do_alone(copies):

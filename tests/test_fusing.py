@@ -100,3 +100,42 @@ def test_what_does_not_fit_is_refused(world, tmp_path):
     for match, bad in {'give align first or longest': lambda: trained(world, tmp_path/'a', dict(align='')), 'do not fill one batch of 16': lambda: trained(world, tmp_path/'a', per_device_train_batch_size=16),
                        'more than max_length 9': lambda: trained(world, tmp_path/'a', max_length=9), 'leave --fsdp': lambda: settings(tmp_path/'a', deepspeed={}, fsdp=True)}.items():
         with pytest.raises(InterlatError, match=match): bad()
+
+
+def padded_by_hand(agent, parts):
+    "Keys and values of a prompt whose parts are ids and how long each is to be: padded in place, and the padding masked."
+    ids, mask = [], []
+    for part, n in parts:
+        ids += [agent.tokenizer.pad_token_id]*(n - len(part)) + part
+        mask += [0]*(n - len(part)) + [1]*len(part)
+    ids, mask = torch.tensor([ids]), torch.tensor([mask])
+    with torch.no_grad(): out = agent.model(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0), use_cache=True)
+    return [(layer.keys, layer.values) for layer in out.past_key_values.layers], mask[0].bool()
+
+
+@pytest.mark.parametrize('align', ALIGNED)
+def test_aligned_prompts_are_fused_as_if_templates_were_padded_to_one_length(world, align):
+    "The published way, written out: template parts of both prompts padded to equal length and not fused, what is said fused slot by slot."
+    _, sender, actor = new_fusion(config(world, align=align), 'cpu')
+    for agent in (sender, actor): agent.model.double()
+    channel = C2C.untrained(sender, actor, align=align, hidden=16, intermediate=16)
+    for p in channel.projectors.double(): p.key_gate_logit.data.fill_(1), p.value_gate_logit.data.fill_(1)
+    for task in GameData(str(world/'games')).tasks()[:3]:
+        for turns in (task.prompt, task.turns[:1], task.turns[:3]):
+            own, theirs = channel.pair(turns, None), channel.pair(turns, sender)
+            def parts(chat): # what the template writes and what is said, by turns, the last position left out
+                found, said = [[[], False]], {*chat.fused}
+                for i, t in enumerate(chat.input_ids):
+                    if (i in said) != found[-1][1]: found.append([[], i in said])
+                    found[-1][0].append(t)
+                return found
+            a, b = parts(own), parts(theirs)
+            assert [s for _, s in a] == [s for _, s in b] and all(len(x) == len(y) for (x, s), (y, _) in zip(a, b) if s)
+            a[-1][0].pop(), b[-1][0].pop() # the prompt's last token is read over the fused cache
+            lengths = [max(len(x), len(y)) for (x, _), (y, _) in zip(a, b)]
+            (mine, mask), (others, _) = (padded_by_hand(agent, [(x, n) for (x, _), n in zip(p, lengths)]) for agent, p in ((actor, a), (sender, b)))
+            said = torch.tensor([s for (_, s), n in zip(a, lengths) for _ in range(n)])
+            rows = channel.prefilled(actor, [own], channel.send(sender, [turns]))
+            for layer, projector, source, (k, v) in zip(rows.cache.layers, channel.projectors, channel.projectors.sources, mine):
+                with torch.no_grad(): fused = projector(others[source], (k, v))
+                for x, old, new in zip((layer.keys, layer.values), (k, v), fused): assert_close(x, torch.where(said[:,None], new, old)[:,:,mask], atol=1e-8, rtol=0)
