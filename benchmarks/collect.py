@@ -58,9 +58,9 @@ def side(name, a):
     print(json.dumps(dict(messages=len(written), seconds=seconds, messages_per_second=len(written)/seconds, peak_mb=most())))
 
 
-def same(folder):
-    "The largest difference of the sides' states, as a part of the largest state; raises if their words differ."
-    a, b = (torch.load(Path(folder)/f'{name}.pt') for name in SIDES)
+def same(folder, sides=SIDES):
+    "The largest difference of two sides' states, as a part of the largest state; raises if their words differ."
+    a, b = (torch.load(Path(folder)/f'{name}.pt') for name in sides)
     for (_, x), (_, y) in zip(a, b, strict=True):
         if x != y: raise RuntimeError(f'the sides wrote different words: {x} and {y}')
     return max(float((h - z).abs().max()/z.abs().max()) for (h, _), (z, _) in zip(a, b))

@@ -124,26 +124,30 @@ class Served:
         except OSError: return GenerationConfig.from_model_config(self.config)
 
     @property
-    def _platform(self):
-        from vllm.platforms import current_platform
-        return current_platform
-    @property
     def width(self)->int: return sizes(self.config).width # D, of its states
     @property
     def window(self)->int|None: return self.engine.get('max_model_len') or sizes(self.config).window # most tokens of a request
+
+    def settings(self,
+        longest:int|None=None, # most tokens of a request; None: the window
+    )->dict: # name in Python -> value
+        "All that vLLM is told."
+        from vllm.platforms import current_platform
+        longest = self.engine.get('max_model_len') or longest or self.window
+        plain = dict(enable_prefix_caching=False, max_num_seqs=self.batch_size, max_model_len=longest)
+        if current_platform.is_cpu(): plain |= _on_cpu(longest)
+        fixed = dict(dtype=str(self.dtype).removeprefix('torch.'), seed=0, generation_config='vllm', enable_prompt_embeds=self.embeds,
+                     worker_extension_cls='interlat.agents.tap.StatesTap')
+        return plain | self.engine | fixed
 
     def open(self,
         longest:int|None=None, # most tokens of a request, prompt and answer; None: the window
     )->'Served': # itself
         "Start the engine, if it does not run. Raises `InterlatError` for what it does not serve."
         if self.llm is not None: return self
-        longest = self.engine.get('max_model_len') or longest or self.window
-        plain = dict(enable_prefix_caching=False, max_num_seqs=self.batch_size, max_model_len=longest, disable_log_stats=True, use_tqdm_on_load=False)
-        if self._platform.is_cpu(): plain |= _on_cpu(longest)
-        fixed = dict(dtype=str(self.dtype).removeprefix('torch.'), skip_tokenizer_init=True, generation_config='vllm', seed=0,
-                     enable_prompt_embeds=self.embeds, worker_extension_cls='interlat.agents.tap.StatesTap')
+        quiet = dict(skip_tokenizer_init=True, disable_log_stats=True, use_tqdm_on_load=False)
         try:
-            self.llm = self.vllm.LLM(self.folder, **plain | self.engine | fixed)
+            self.llm = self.vllm.LLM(self.folder, **quiet | self.settings(longest))
             self.llm.collective_rpc('watch_states')
             self.write([[0, 1]], 1)
         except Exception as e:

@@ -98,6 +98,7 @@ def bench_from(
     for word in words: channel_word(word)
     if odd := next((name for name in _ALONE if getattr(args, name)), None):
         raise InterlatError(f"{odd} is of the conditions in variants; a bench of channels makes its own messages; leave it out")
+    if args.backend != 'torch': raise InterlatError(f"channels are sent and read by the backend torch, found {args.backend!r}; leave it out")
     if not args.sender: raise InterlatError("channels need somebody who sends; give --sender, a language model")
     data.split = data.split or data.reported
     playing = vars(how) | dict(seeds=seeds, batch_size=args.batch_size, temperature=args.temperature)

@@ -16,6 +16,7 @@ from pathlib import Path
 from ..core.basics import *
 from ..core.tasks import *
 from ..core.arguments import *
+from .backend import *
 
 # %% ../../nbs/14_commands/06_cli.ipynb #09322258
 @dataclass
@@ -62,7 +63,7 @@ def main_problems(): command(problems)
 
 # %% ../../nbs/14_commands/06_cli.ipynb #0dff953c
 @dataclass
-class CollectArguments:
+class CollectArguments(Backend):
     "Messages of a sender, or of a student in K states, for every task of a split. Started again, it goes on where it was."
     model_name_or_path:str = needed('sender: a preset, folder, GGUF file or hub id; or a student of interlat-compress')
     output_dir:str = needed('message store')
@@ -76,8 +77,6 @@ class CollectArguments:
     chat_date:str|None = option(None, 'year-month-day that a chat template with a date writes')
     device:str = option('auto', 'auto, cpu, cuda, cuda:N or mps')
     dtype:str = option('auto', 'auto, float32, bfloat16 or float16')
-    backend:str = option('torch', 'what writes: torch, or vllm')
-    vllm:list[str] = option([], 'with --backend vllm, settings of vLLM as NAME=VALUE, e.g. tensor_parallel_size=4')
 
 # %% ../../nbs/14_commands/06_cli.ipynb #652554bf
 def _reason(args, is_student, tasks, name):
@@ -110,15 +109,14 @@ def _write(args, tasks, name):
     return collect(sender, tasks, store, args.batch_size, args.seed,
                    max_new_tokens=args.max_new_tokens, temperature=args.temperature)
 
-def _write_served(args, tasks, name):
+def _write_served(args, tasks, name, settings):
     "A store of messages that vLLM writes."
-    from interlat.agents.served import Served, collect_served, served_label, vllm_settings
+    from interlat.agents.served import Served, collect_served, served_label
     from interlat.models.lm import Agent, load_tokenizer
     from interlat.models.template import set_chat_date
     from interlat.messages.message import MessageStore
-    if args.device != 'auto': raise InterlatError(f"vLLM takes the devices that it finds, found device {args.device!r}; leave it out")
     store = MessageStore(args.output_dir, sender=served_label(name, args.temperature))
-    served = Served(args.model_name_or_path, args.dtype, args.batch_size, **vllm_settings(args.vllm))
+    served = Served(args.model_name_or_path, args.dtype, args.batch_size, **settings)
     sender = Agent(served, load_tokenizer(args.model_name_or_path))
     if args.chat_date: set_chat_date(sender.tokenizer, args.chat_date)
     try: return collect_served(sender, tasks, store, args.seed, args.max_new_tokens, args.temperature)
@@ -137,17 +135,13 @@ def collect(
     "Collect messages and show the store."
     from interlat.commands.sources import SOURCES
     args, data = parse(CollectArguments, argv, CollectArguments.__doc__, SOURCES)
-    write = dict(torch=_write, vllm=_write_served)
-    check_choice(write, backend=args.backend)
-    if args.vllm and args.backend != 'vllm':
-        raise InterlatError(f"settings of vLLM ({args.vllm[0]}) are for --backend vllm; give it, or leave them out")
-    is_student = (Path(args.model_name_or_path)/'student.json').exists()
+    settings, is_student = args.vllm_settings(), (Path(args.model_name_or_path)/'student.json').exists()
     latent = is_student or args.K is not None
-    if latent and args.backend != 'torch':
-        raise InterlatError(f"latent steps are made by the backend torch, found {args.backend!r}; leave it out")
+    if latent and settings is not None: raise InterlatError(f"latent steps are made by the backend torch, found {args.backend!r}; leave it out")
     tasks = _tasks(args, data, latent)
     name = sender_label(args.model_name_or_path, data.sees, 0. if latent else args.temperature, args.seed)
-    done = _reason(args, is_student, tasks, name) if latent else write[args.backend](args, tasks, name)
+    if latent: done = _reason(args, is_student, tasks, name)
+    else: done = _write(args, tasks, name) if settings is None else _write_served(args, tasks, name, settings)
     if int(os.environ.get('RANK', 0)) == 0: print(done)
 
 def main_collect(): command(collect)

@@ -19,12 +19,13 @@ from ..evaluation.evaluate import *
 from ..evaluation.questions import *
 from ..instruments.session import *
 from .sources import *
+from .backend import *
 from .report import *
 from .bench import *
 
 # %% ../../nbs/14_commands/04_evaluate.ipynb #20e00005
 @dataclass
-class EvalArguments:
+class EvalArguments(Backend):
     "Play the games or ask the questions of a split under several conditions and compare them. Started again, it goes on where it was."
     model_name_or_path:str = needed("actor's checkpoint; with --channels, a language model will do")
     output_dir:str = option('data/runs/eval', 'folder of the results, the tables and the figures')
@@ -86,6 +87,12 @@ def _others(args, load, actor):
     return found
 
 # %% ../../nbs/14_commands/04_evaluate.ipynb #20e0000a
+def _served(args):
+    "Speakers in vLLM, if that is where the actors speak."
+    if (settings := args.vllm_settings()) is None: return None
+    from interlat.agents.served_speaker import ServedActors
+    return ServedActors(args.dtype, args.batch_size, **settings)
+
 def evaluate_from(
     args:EvalArguments, # who, with which messages, under which conditions
     data, # what is played or asked, one of `SOURCES`
@@ -93,20 +100,21 @@ def evaluate_from(
 )->None:
     "Evaluate an actor, and report. Raises `InterlatError` for what does not fit together, before anything is played."
     if args.channels: return bench_from(args, data, how)
-    variants, seeds = several(args.variants), integers(args.seeds)
+    variants, seeds, served = several(args.variants), integers(args.seeds), _served(args)
     for name in variants:
         if name not in BASELINES: check_variant(name)
     data.split = data.split or data.reported
     tasks = data.tasks()
     if isinstance(data, MathData) and (said := data.overlap()): print(said)
     store = MessageStore(args.hidden_data_path, sender=args.sender, create=False) if args.hidden_data_path else None
-    def load(path): return load_actor(path, args.dtype, args.device)
+    def load(path): return served.load(path) if served else load_actor(path, args.dtype, args.device)
     actor = load(args.model_name_or_path)
     others = _others(args, load, actor)
     conditions, games = list(dict.fromkeys([*variants, *others])), isinstance(data, GameData)
     run = evaluate if games else evaluate_answers
-    run(actor, tasks, store, conditions, args.output_dir, others, seeds,
-        batch_size=args.batch_size, temperature=args.temperature, **vars(how))
+    how = dict(batch_size=args.batch_size, temperature=args.temperature, **vars(how))
+    try: run(actor, tasks, store, conditions, args.output_dir, others, seeds, speakers=served, **how)
+    finally: served and served.close()
     if store is not None: # for the explorer
         sender, results = store.sender.split(', ')[0], Path(args.output_dir)/RESULTS[not games]
         save_session(args.output_dir, tasks, store, args.model_name_or_path, sender, results)

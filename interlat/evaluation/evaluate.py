@@ -110,12 +110,22 @@ class Evaluation:
     actors:dict # for more conditions: the actors of `no_cot` and `cot_full`, a `Contender` for any other
     seeds:Sequence[int] # of what is drawn; the first alone where nothing is
     how:object # a dataclass with `temperature`: how it is done
+    speakers:object=None # function of an actor, its longest output and its temperature: who speaks for it; its `backend` is the name of the engine; None: `Speaker`
     contenders:dict=field(init=False) # condition -> its `Contender`, in their order
 
     def __post_init__(self):
         self.contenders = _contenders(self.conditions, self.first, self.actors)
         _check_tasks(self.tasks, self.contenders)
         _check_seeds(self.seeds)
+
+    @property
+    def backend(self)->str: return getattr(self.speakers, 'backend', 'torch') # engine that the actors speak in
+
+    def speaker(self,
+        r, # a `Round`
+    ): # a `Speaker`, or None, where nothing is left to say or the actor speaks for itself
+        "Who speaks in a round."
+        if self.speakers and r.tasks: return self.speakers(r.who.actor, self.how.max_new_tokens, self.how.temperature)
 
 # %% ../../nbs/10_evaluation/05_evaluate.ipynb #95154a5f
 def fingerprint(
@@ -138,7 +148,8 @@ def _settings(asked):
     variants = {f'variant of {c}': who.variant for c, who in own.items()}
     senders = {f'sender of {c}': who.sender for c, who in own.items() if who.channel != 'none'}
     how = {k: v for k, v in asdict(asked.how).items() if k not in _FREE}
-    return dict(actor=fingerprint(asked.first.actor.model), sender=asked.first.sender) | weights | variants | senders | how
+    backend = {} if asked.backend == 'torch' else dict(backend=asked.backend)
+    return dict(actor=fingerprint(asked.first.actor.model), sender=asked.first.sender) | weights | variants | senders | how | backend
 
 # %% ../../nbs/10_evaluation/05_evaluate.ipynb #3c5e0003
 def _noted(path):
@@ -165,7 +176,7 @@ def note_settings(
         raise FolderError(f"results in {out} were made with another task {changed[0]!r}: "
                           "what the actor reads, or the right answer, has changed; use another folder")
     for k in sorted({*old, *settings}):
-        a, b = old.get(k), settings.get(k)
+        a, b = (d.get(k, 'torch' if k == 'backend' else None) for d in (old, settings))
         unasked = k.startswith(('sender', 'actor', 'variant')) and None in (a, b) # by one of the two
         if a != b and not unasked: raise FolderError(f"results in {out} were made with {k} {a}, now {b}; use another folder")
     given = {k: v for k, v in settings.items() if v is not None}
@@ -233,17 +244,17 @@ def evaluate(
     out:str|Path, # folder for `games.csv`; the results in it are kept and completed
     actors:dict|None=None, # for more conditions: the actors of `no_cot` and `cot_full`, a `Contender` for any other
     seeds:Sequence[int]=(0,), # of the noise, of the choice of others' messages, of the sampling; the first alone where nothing is drawn
-    **playing, # fields of `Playing` but the seed, and `progress`: show a bar
+    **playing, # fields of `Playing` but the seed; `progress`: show a bar; `speakers`: as in `Evaluation`
 )->pd.DataFrame: # one row for each game, condition and seed asked for, as in `games.csv`
     "Play each game under each condition (Du et al. 2025, §5), those that are missing in `out`. Raises `InterlatError` for bad input."
-    progress, how = playing.pop('progress', True), Playing(**playing)
+    progress, speakers, how = playing.pop('progress', True), playing.pop('speakers', None), Playing(**playing)
     games = [g if isinstance(g, Task) else game_task(g) for g in games]
-    asked = Evaluation(Contender(actor, store=store), games, conditions, actors or {}, seeds, how)
+    asked = Evaluation(Contender(actor, store=store), games, conditions, actors or {}, seeds, how, speakers)
     log = GameLog(Path(out)/'games.csv')
     rounds = plan_rounds(asked, log)
     for r in rounds: check_openings(r.who.actor, r.tasks, r.messages, r.who.channel, how.max_new_tokens)
     for r in rounds:
         settings = asdict(replace(how, seed=r.seed))
-        episodes = play(r.who.actor, r.tasks, r.messages, r.who.channel, **settings)
+        episodes = play(r.who.actor, r.tasks, r.messages, r.who.channel, speaker=asked.speaker(r), **settings)
         for _, episode in r.watched(episodes, progress): log.append(r.condition, episode, r.seed)
     return as_games(wanted_rows(asked, rounds, log))

@@ -108,27 +108,28 @@ def evaluate_answers(
     out:str|Path, # folder for `answers.csv`; the results in it are kept and completed
     actors:dict|None=None, # for more conditions: the actors of `no_cot` and `cot_full`, a `Contender` for any other
     seeds:Sequence[int]=(0,), # of the noise, of the choice of others' messages, of the sampling; the first alone where nothing is drawn
-    **how, # fields of `Examination` but the seed, and `progress`: show a bar
+    **how, # fields of `Examination` but the seed; `progress`: show a bar; `speakers`: as in `Evaluation`
 )->pd.DataFrame: # a row a sample of what was asked for, columns `SAMPLES`
     "Answer each question under each condition (Du et al. 2025, §5), if it is missing in `out`. Raises `InterlatError` for bad input."
-    progress, how = how.pop('progress', True), Examination(**how)
+    progress, speakers, how = how.pop('progress', True), how.pop('speakers', None), Examination(**how)
     if bare := [t.task_id for t in tasks if not t.answer.strip()]:
         raise InterlatError(f"{len(bare)} of {len(tasks)} tasks have no reference answer, {bare[0]} the first; "
                             "answers cannot be graded without")
     check_questions(tasks)
-    asked = Evaluation(Contender(actor, store=store), tasks, conditions, actors or {}, seeds, how)
+    asked = Evaluation(Contender(actor, store=store), tasks, conditions, actors or {}, seeds, how, speakers)
     log = AnswerLog(Path(out)/'answers.csv')
     rounds = plan_rounds(asked, log)
     for r in rounds: check_chats(r.who.actor, asked_in(r.tasks), r.messages.__getitem__, r.who.channel, how.max_new_tokens)
     with Grader(how.workers, how.time_limit) as grader:
         for r in rounds:
-            for result in r.watched(_results(r, how, grader), progress): log.append(r.condition, result, r.seed)
+            for result in r.watched(_results(asked, r, grader), progress): log.append(r.condition, result, r.seed)
     return as_samples(wanted_rows(asked, rounds, log))
 
-def _results(r, how, grader):
+def _results(asked, r, grader):
     "(task, its answers, their grades) for what is left of a round, as they come."
+    how = asked.how
     find, answering = answer_finder(how.pattern), {f.name: getattr(how, f.name) for f in fields(Answering)}
-    for batch in answer(r.who.actor, r.tasks, r.messages, r.who.channel, **answering | dict(seed=r.seed)):
+    for batch in answer(r.who.actor, r.tasks, r.messages, r.who.channel, speaker=asked.speaker(r), **answering | dict(seed=r.seed)):
         yield from _graded(grader, find, [(r.tasks[i], answers) for i, answers in batch])
 
 def _graded(grader, find, batch):

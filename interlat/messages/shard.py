@@ -49,10 +49,16 @@ def _seal(header):
     return b'%08x' % zlib.crc32(header[:a] + b'0'*8 + header[b:])
 
 # %% ../../nbs/02_messages/01_shard.ipynb #ee602b3a
+def _in_order(header):
+    "A header with the place of its checksum first: safetensors 0.8 writes metadata in another order each time."
+    first, place = b'{"__metadata__":{', b'"interlat_crc32":"00000000"'
+    if header.startswith(first + place): return header
+    return header.replace(b',' + place + b'}', b'}', 1).replace(first, first + place + b',', 1)
+
 def encode_shard(
     messages:list, # one `LatentMessage` or more, of one sender, layer and width
 )->bytes: # a safetensors file
-    "Messages as the bytes of a shard, checksums included."
+    "Messages as the bytes of a shard, checksums included: the same ones each time."
     tensors, records = {}, []
     for i, m in enumerate(messages):
         h, ids = m.h.cpu().clone(memory_format=torch.contiguous_format), torch.tensor(m.token_ids, dtype=torch.int32)
@@ -60,9 +66,10 @@ def encode_shard(
         records.append(dict(task_id=m.task_id, text=m.text, length=len(h), crc32=_checksum(h, ids)))
     head = dict(format=SHARD_FORMAT, sender=messages[0].sender, layer=messages[0].layer, width=messages[0].width, records=records)
     raw = to_bytes(tensors, metadata=dict(interlat=json.dumps(head), interlat_crc32='0'*8))
-    header = raw[8:8+int.from_bytes(raw[:8], 'little')]
-    a, b = (8+k for k in _SEAL.search(header).span(1))
-    return raw[:a] + _seal(header) + raw[b:]
+    end = 8 + int.from_bytes(raw[:8], 'little')
+    header = _in_order(raw[8:end])
+    a, b = _SEAL.search(header).span(1)
+    return raw[:8] + header[:a] + _seal(header) + header[b:] + raw[end:]
 
 # %% ../../nbs/02_messages/01_shard.ipynb #556bf57e
 NO_HEADER = 'no readable header: cut short, zeroed or garbled'
