@@ -72,7 +72,8 @@ class Trials:
         if not self.tasks: raise InterlatError('no tasks to try the channel on')
         twice = [i for i, n in Counter(t.task_id for t in self.tasks).items() if n > 1]
         if twice: raise InterlatError(f"tasks must be different, found {twice[0]!r} more than once")
-        if len({t.need for t in self.tasks}) > 1: raise InterlatError("tasks under need and tasks without it are tried apart; give one kind")
+        if len({t.need for t in self.tasks}) > 1:
+            raise InterlatError("tasks under need and tasks without it are tried apart; give one kind")
         for name, rounds in self.arms.items():
             if not rounds: raise InterlatError(f"arm {name!r} has no round; give one list of payloads at least")
             for payloads in rounds:
