@@ -88,6 +88,13 @@ def channel(out):
             yield what, 'JSON of nested lists over a socket, unchecked', ours['faster'], ours['ms']/1e3, plain['ms']/1e3
 
 
+def cache(out):
+    d = read(out/'cache.json')
+    plain, ours = d['rows']
+    what = f"a cache of {d['packet']/1e6:.1f} MB packed, sent through the mailbox, checked and read"
+    yield what, 'as many bytes written, flushed and read', d['share'], ours['seconds'], plain['seconds']
+
+
 def room(): return int(min(1000, psutil.virtual_memory().available/2**20//20)) # the nested side takes 17 MB a message
 
 
@@ -99,7 +106,8 @@ BENCHMARKS = { # name -> words after the script, what it leaves, how its claims 
     'trainable': (lambda out: ['--out', out/'trainable.json'], trainable),
     'collect': (lambda out: ['--out', out/'collect.json'], collect),
     'compress': (lambda out: ['--out', out], compress),
-    'channel': (lambda out: ['--out', out/'channel.json'], channel)}
+    'channel': (lambda out: ['--out', out/'channel.json'], channel),
+    'cache': (lambda out: ['--out', out/'cache.json'], cache)}
 
 
 def run(name, words):

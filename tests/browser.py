@@ -81,6 +81,7 @@ def chromium(width=1400, height=2000, scale=1):
     for flag in (*QUIET, f'--window-size={width},{height}', f'--force-device-scale-factor={scale}', f'--user-data-dir={profile}'): options.add_argument(flag)
     driver = webdriver.Chrome(options=options, service=Service(DRIVER))
     driver.set_script_timeout(WAIT - 20) # selenium itself gives up after 120 s
+    driver.execute_cdp_cmd('Emulation.setFocusEmulationEnabled', dict(enabled=True)) # JupyterLab's current document is the one with the focus
     try: yield Page(driver)
     finally:
         driver.quit()

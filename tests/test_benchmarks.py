@@ -68,6 +68,19 @@ def test_signing_against_hashing(capsys, tmp_path):
     assert min(size['of_hashing'], size['of_packing'], size['remember_ms']) > 0 and 'x hashing the packet' in capsys.readouterr().out
 
 
+def test_a_cache_through_the_mailbox(capsys, monkeypatch, tmp_path):
+    if not Path('/proc/self/clear_refs').exists(): pytest.skip('needs /proc')
+    monkeypatch.chdir(tmp_path)
+    bench = script('cache')
+    bench.main(['--tokens', '40', '--layers', '2', '--rounds', '1', '--out', 'cache.json'])
+    result = json.loads((tmp_path/'cache.json').read_text())
+    assert [r['side'] for r in result['rows']] == ['plain', 'mailbox'] and all(min(r['write_s'], r['read_s'], r['mb_s']) > 0 for r in result['rows'])
+    assert result['payload'] < result['packet'] < result['payload'] + 2000 and result['share'] > 0 and min(result['send_memory'], result['read_memory']) >= 0
+    assert "of the disk's bandwidth" in capsys.readouterr().out and list(tmp_path.iterdir()) == [tmp_path/'cache.json']
+    monkeypatch.setattr(bench, 'read', lambda folder: bench.parcel(41, 2, 3, 64))
+    with pytest.raises(RuntimeError, match='another payload arrived'): bench.measure(40, 2, 3, 64, 1)
+
+
 def test_collecting_against_the_way_that_reads_twice(capsys, tmp_path):
     if not Path('/proc/self/clear_refs').exists(): pytest.skip('needs /proc')
     bench = script('collect')

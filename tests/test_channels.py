@@ -330,7 +330,7 @@ def test_kvcomm_sends_and_reads_as_recorded():
         meet(heard.logits, g[f'{name}.logits'][:,-1], f'kvcomm {name} next')
         assert heard.token_ids == [g[f'{name}.tokens'].tolist()]
         for layer, n, l in zip(rows.cache.layers, sent.lengths, range(3)):
-            real = ~torch.nn.functional.pad(layer.hidden[0], (0, len(question)))
+            real = ~layer.hidden[0,0,:,0]
             assert real.sum() == n + len(question)
             back = -9 if short == 'shift_back' and n == 1 else 0 # recorded at places from 0, as all that these layers hold; ours stand in line with the others, as far apart
             meet(rotation(agent.model)(layer.keys[:,:,real], torch.full((real.sum(),), back)), g[f'{name}.k.{l}'], f'kvcomm {name} keys')
@@ -466,6 +466,79 @@ def test_agents_in_a_row_do_in_a_batch_what_they_do_alone(copies):
     for one, together in zip((c.send(sender, [r])[0] for r in rows), c.send(sender, rows)):
         assert one.next == together.next == sum(map(len, PROMPTS)) + len(rows[0][3]) + 12 or len(one.at[0]) == one.next
         for x, y in zip(one.keys, together.keys): torch.testing.assert_close(x, y, atol=1e-4, rtol=0)
+
+
+def read_on(lm, layers, at, ids=None, embed=None):
+    "One row over keys and values (G, T, d) of each layer, by the model's own forward pass: the last state, and all keys and values."
+    cache, n = DynamicCache(config=lm.config), 1 if ids is None else len(ids)
+    for l, (k, v) in enumerate(layers): cache.update(k[None], v[None], l)
+    what = dict(inputs_embeds=embed[None]) if ids is None else dict(input_ids=torch.tensor([ids]))
+    with torch.no_grad(): h = lm.model(**what, position_ids=torch.arange(at, at+n)[None], past_key_values=cache).last_hidden_state[:,-1]
+    return h, [(layer.keys[0], layer.values[0]) for layer in cache.layers]
+
+
+def turned_by_hand(lm, k, by):
+    "Keys as complex numbers, turned by so many positions."
+    first, second = k.double().chunk(2, -1)
+    z = torch.complex(first, second)*torch.exp(1j*by[:,None]*lm.model.rotary_emb.inv_freq.double())
+    return torch.cat([z.real, z.imag], -1).to(k)
+
+
+def latentmas_by_hand(lm, prompts, end, n, keep, right, feed):
+    "One row, agent after agent: after a cut the next reads from the cut length on, over keys as they were (published), or turned to where they are counted then (right)."
+    layers, at = [], torch.zeros(0, dtype=torch.long)
+    for ids in prompts:
+        before, next = len(at), len(at)
+        h, layers = read_on(lm, layers, next, ids)
+        for s in range(n): h, layers = read_on(lm, layers, next + len(ids) + s, embed=feed(h))
+        at = torch.cat([at, torch.arange(next, next + len(ids) + n)])
+        first = dict(all=0, newest=before, steps=len(at) - n)[keep]
+        layers, at = [(k[:,first:], v[:,first:]) for k, v in layers], at[first:]
+        if right: layers, at = [(turned_by_hand(lm, k, torch.arange(len(at)) - at), v) for k, v in layers], torch.arange(len(at))
+    return lm.lm_head(read_on(lm, layers, len(at), end)[0]), layers
+
+
+@pytest.mark.parametrize('right', [False, True], ids=['published', 'right'])
+@pytest.mark.parametrize('keep', KEEPS)
+def test_what_is_cut_is_read_as_published_and_as_it_is_right(copies, keep, right):
+    sender, actor = copies
+    rows, ends = [[PROMPTS[(i+a) % 3] for a in range(3)] for i in range(3)], [[20, 21, 22, 23], [24, 25], [26, 27, 28, 29, 30]]
+    for how in (dict(realign=True), {}):
+        c = LatentMAS(3, keep=keep, rerotate=right, **how)
+        sent = c.send(sender, rows)
+        heard = c.receive(actor, ends, sent, 0)
+        for i in range(3):
+            logits, layers = latentmas_by_hand(sender.model, rows[i], ends[i], 3, keep, right, c.feed(sender.model))
+            torch.testing.assert_close(heard.logits[i:i+1].double(), logits, atol=1e-4, rtol=0)
+            for (k, v), mine, others in zip(layers, sent[i].keys, sent[i].values):
+                torch.testing.assert_close(mine, k, atol=1e-4, rtol=0)
+                torch.testing.assert_close(others, v, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize('depth', [1, 2, 3, 5])
+def test_a_cache_of_another_depth_is_read_layer_by_layer(copies, depth):
+    "By hand: the actor's layers get the sender's at the same relative depth, those that none falls on the first token of the nearest."
+    sender, _ = copies
+    actor = Agent(random_lm(sender.model.config.model_type, width=32, initializer_range=.2, num_hidden_layers=depth, seed=4).double(), None)
+    KVComm().check(sender, actor)
+    sent, heard = KVComm().send(sender, PROMPTS), None
+    for i, (p, end) in enumerate(zip(sent, [[20, 21, 22, 23], [24, 25], [26, 27, 28]])):
+        heard = heard or KVComm().receive(actor, [[20, 21, 22, 23], [24, 25], [26, 27, 28]], sent, 0)
+        reads = {t: l for l, t in reversed([*enumerate(kvcomm_map(2, depth))])}
+        of, T = kvcomm_map(depth, 2), p.positions
+        keys, values = (torch.stack([x[reads.get(t, of[t])] for t in range(depth)]) for x in (p.keys, p.values))
+        seen = torch.tensor([[t in reads or not t or not j for j in range(T)] for t in range(depth)]) # layer 0 is always whole
+        # each layer by itself: one prompt over all slots, those it lacks masked
+        cache = DynamicCache(config=actor.model.config)
+        for t in range(depth): cache.update(keys[t][None], values[t][None], t)
+        hooks = []
+        for t, layer in enumerate(actor.model.model.layers):
+            mask = torch.cat([seen[t].expand(len(end), T), torch.ones(len(end), len(end), dtype=torch.bool).tril()], 1)
+            mask = torch.zeros(mask.shape, dtype=torch.float64).masked_fill(~mask, -torch.inf)[None,None]
+            hooks.append(layer.register_forward_pre_hook(lambda m, a, kw, mask=mask: (a, {**kw, 'attention_mask': mask}), with_kwargs=True))
+        with torch.no_grad(): z = actor.model.model(input_ids=torch.tensor([end]), position_ids=torch.arange(T, T+len(end))[None], past_key_values=cache).last_hidden_state[:,-1]
+        for h in hooks: h.remove()
+        torch.testing.assert_close(heard.logits[i:i+1].double(), actor.model.lm_head(z), atol=1e-5, rtol=0)
 
 
 def test_one_condition_cannot_touch_another(copies):

@@ -10,7 +10,7 @@ from warm import warm
 from interlat.core.basics import InterlatError
 from interlat.messages.channel import connect, listen
 from interlat.messages.mailbox import Outbox
-from interlat.messages.message import Duplicate, LatentMessage, MessageStore, as_message
+from interlat.messages.message import Duplicate, LatentMessage, MessageStore
 from interlat.messages.packet import PACKET_PREFIX, DamagedPacket, _seal, _sealed
 from interlat.messages.shard import DamagedShard
 from interlat.messages.signing import BadSignature, Signer, new_key, open_envelope, sign_packet

@@ -32,6 +32,7 @@ def join_messages(
 )->LatentMessage: # (L_1 + L_2 + …, D)
     "The messages one after the other, as one. Raises `InterlatError` for none, or where they do not fit together."
     if not len(messages): raise InterlatError('no messages to join: the list is empty')
+    messages = [rows_only(m, 'join_messages') for m in messages]
     if task_id is None: _agree(messages, 'task', lambda m: m.task_id, "give task_id to join them all the same")
     _agree(messages, 'width', lambda m: m.width, "let a relay read them first: it writes in its own width")
     _agree(messages, 'layer', lambda m: m.layer, "collect them from the same layer")
@@ -45,7 +46,7 @@ def part_spans(
     messages:Sequence[LatentMessage], # the parts of a joined message, in order
 )->list[tuple[int,int]]: # (start, stop), as Python counts; empty parts have none
     "The positions of each part, for `leave_span_out`."
-    ends = [0, *torch.tensor([len(m) for m in messages], dtype=torch.long).cumsum(0).tolist()]
+    ends = [0, *torch.tensor([len(rows_only(m, 'part_spans')) for m in messages], dtype=torch.long).cumsum(0).tolist()]
     return [(a, b) for a, b in zip(ends, ends[1:]) if b > a]
 
 def span_table(
@@ -53,7 +54,7 @@ def span_table(
     task_ids:Sequence[str]|None=None, # of the joined messages; None: all that the first store has
 )->pd.DataFrame: # columns task_id, part (0, 1, …), sender, start, stop (1-based, inclusive), text
     "Whose each position of the joined messages is."
-    rows = []
+    stores, rows = [rows_only(s, 'span_table') for s in stores], []
     for i in stores[0].task_ids() if task_ids is None else task_ids:
         parts = [(k, m) for k, s in enumerate(stores) if len(m := s[i])]
         for (k, m), (start, stop) in zip(parts, part_spans([m for _, m in parts])):
@@ -71,6 +72,7 @@ def join_stores(
 )->MessageStore: # its sender is all senders' names, in order
     "A joined message for each task that has none yet. Raises `InterlatError` where a part is missing, or they do not fit together."
     if not len(stores): raise InterlatError('no stores to join: the list is empty')
+    stores = [rows_only(s, 'join_stores') for s in stores]
     swaps = [swap or {} for swap in swaps or [None]*len(stores)]
     if len(swaps) != len(stores):
         raise InterlatError(f"{len(stores)} stores need as many swaps (None for a task's own message), found {len(swaps)}")

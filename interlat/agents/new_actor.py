@@ -164,7 +164,7 @@ def plan_pairs(
     store:MessageStore, # messages
 ): # yields states (L, D) and embeddings (L, E)
     "The states of messages and the actor's words for them, position by position: `align_plan`, where tokenizers differ."
-    model, tokenizer = actor
+    (model, tokenizer), store = actor, rows_only(store, 'a projector')
     for m in (store[t] for t in store.task_ids()[:FITTED]):
         plan = align_plan(plan_token_ids(tokenizer, m.token_ids, m.text), len(m))
         yield m.h, model.plan_embeds(torch.tensor(plan, device=model.device)).detach()
@@ -184,6 +184,7 @@ def actor_for(
 )->Agent: # a `ModelWithInsertedHiddenState`
     """`new_actor` for a store's messages: it has their width, and a new projector begins from them.
     Raises `InterlatError` as `new_actor` does."""
+    store = rows_only(store, 'an actor with an adapter')
     actor = new_actor(model_name_or_path, **{**dict(input_size=store and store.width), **settings})
     processor = actor.model.processor
     new = not is_actor(model_name_or_path) and getattr(processor, 'input_proj', None) is not None

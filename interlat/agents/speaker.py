@@ -31,6 +31,7 @@ def message_embeds(
 )->Tensor|None: # (M, E); None if there is nothing to say
     "A message as the actor's input embeddings. Raises `InterlatError` for an unknown channel or a width that does not fit."
     check_choice(('latent', 'text', 'none'), channel=channel)
+    message = rows_only(message, 'an actor with an adapter')
     if message is None or channel == 'none' or not len(message): return None
     model, tokenizer = actor
     device = next(model.parameters()).device
@@ -50,6 +51,7 @@ def block_length(
 
 def _length(tokenizer, message, channel):
     "States of a message, or tokens of its plan; 0 for none."
+    message = rows_only(message, 'an actor with an adapter')
     if message is None or channel != 'text' or not len(message): return len(message or ())
     return len(plan_token_ids(tokenizer, message.token_ids, message.text))
 

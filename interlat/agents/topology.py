@@ -39,6 +39,7 @@ def relay_messages(
     """Let the actor read a message and answer each chat, in one batch, and keep the states that it wrote from.
     Raises `InterlatError` for a message that it would not read to the end."""
     model, tokenizer = actor
+    messages = [rows_only(m, 'a relay') for m in messages]
     _check_lengths(messages, model.settings['prepended_length'])
     lm, chats = model.eval().base_model, [encode_chat(tokenizer, p, add_generation_prompt=True) for p in prompts]
     nothing = model.plan_embeds(torch.zeros(0, dtype=torch.long, device=lm.device))
@@ -69,6 +70,7 @@ def relay(
     """Read a message and write one, for each task that has none yet.
     Raises `InterlatError` if a store is another model's, a message to read is missing, or the relay's window is too short."""
     settings = actor.model.settings
+    incoming, store = (rows_only(s, 'a relay') for s in (incoming, store))
     incoming.check(width=settings['input_size'])
     keep_date(store, actor.tokenizer)
     store.check(width=settings['hidden_size'], layer=-1)

@@ -118,7 +118,8 @@ def _own_tokens(p, i, beside, g, arg):
     if len(p.token_ids) != p.positions or min(p.token_ids, default=0) < 0:
         raise InterlatError("own_tokens needs a word for each state; no words were written from these")
     table = embedding_table(beside.sender.model)
-    if table.shape[1] != p.h.shape[1]: raise InterlatError(f"own_tokens: embeddings of width {table.shape[1]} cannot stand for states of {p.h.shape[1]}")
+    if table.shape[1] != p.h.shape[1]:
+        raise InterlatError(f"own_tokens: embeddings of width {table.shape[1]} cannot stand for states of {p.h.shape[1]}")
     return replace(p, h=table[p.token_ids].detach())
 
 def _attacked(name, payloads, beside, seed, arg):
@@ -126,7 +127,8 @@ def _attacked(name, payloads, beside, seed, arg):
     strangers, ids = beside.strangers, beside.named(len(payloads))
     if name != 'adversarial' and len(strangers) != len(payloads):
         raise InterlatError(f"{name} needs a message of another sender for each item; give strangers, found {len(strangers)} for {len(payloads)}")
-    if name == 'adversarial' and beside.loss is None: raise InterlatError("adversarial needs the actor's loss on its answer; give it beside the payloads")
+    if name == 'adversarial' and beside.loss is None:
+        raise InterlatError("adversarial needs the actor's loss on its answer; give it beside the payloads")
     def one(i, p):
         other = None if name == 'adversarial' else matched(strangers[i], p)
         return attack(name, p, beside.loss and partial(beside.loss, i), other, derive_seed(seed, name, ids[i]))
@@ -212,7 +214,8 @@ def controlled(
     check_range(0, whole=True, seed=seed)
     if not payloads: raise InterlatError(f"the control {name!r} was given no payloads")
     kinds = {getattr(p, 'kind', type(p).__name__) for p in payloads}
-    if len(kinds) > 1 or not kinds <= {*_KINDS}: raise InterlatError(f"a control wants payloads of one kind of {', '.join(_KINDS)}, found {', '.join(sorted(kinds))}")
+    if len(kinds) > 1 or not kinds <= {*_KINDS}:
+        raise InterlatError(f"a control wants payloads of one kind of {', '.join(_KINDS)}, found {', '.join(sorted(kinds))}")
     beside.named(len(payloads))
     if why := CONTROLS[stem].refused.get(*kinds): raise InterlatError(f"the control {name!r} means nothing for {kinds.pop()}: {why}")
     return CONTROLS[stem].make(stem, payloads, beside, seed, arg)

@@ -62,7 +62,8 @@ def _loud_as(x, noise): # row by row
 def _one(name, a, others, g, strength):
     "Noise in the place of one vector (1, D)."
     if name in ('random', 'random_rot'): return _loud_as(a, torch.randn(a.shape, generator=g, dtype=torch.float64))
-    if len(others) < 2: raise InterlatError(f"{name} of one activation takes its moments from at least two other items, found {len(others)}")
+    if len(others) < 2:
+        raise InterlatError(f"{name} of one activation takes its moments from at least two other items, found {len(others)}")
     drawn = cov_gauss(_table(torch.cat([rows_of(p)['a'] for p in others]), 'all'), g, name == 'moment_matched')[:1]
     return a.double() + strength*drawn if name == 'cov_noise' else drawn
 
@@ -137,8 +138,10 @@ def restored(
     """Another item's payload with a part of the own one set back.
     Raises `InterlatError` for payloads that differ in shape, and for parts that their kind does not have."""
     kind, words = getattr(own, 'kind', type(own).__name__), isinstance(own, Words)
-    if layers is not None and not isinstance(own, (KeyValues, Deltas)): raise InterlatError(f"layers of {kind} cannot be set back: it has none")
-    if positions is not None and isinstance(own, Activation): raise InterlatError("positions of an activation cannot be set back: it has none")
+    if layers is not None and not isinstance(own, (KeyValues, Deltas)):
+        raise InterlatError(f"layers of {kind} cannot be set back: it has none")
+    if positions is not None and isinstance(own, Activation):
+        raise InterlatError("positions of an activation cannot be set back: it has none")
     mine, theirs = (dict(ids=torch.tensor(p.token_ids)[:,None]) if words else rows_of(p, STILL) for p in (own, other))
     if type(own) is not type(other) or {n: x.shape for n, x in mine.items()} != {n: x.shape for n, x in theirs.items()}:
         raise InterlatError("payloads of different shapes are not set back; match them first")

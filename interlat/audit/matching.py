@@ -29,7 +29,8 @@ def picked(
     words = dict(token_ids=ids, text=spell(ids) if spell and payload.text else payload.text) if hasattr(payload, 'text') else {}
     if isinstance(payload, States): return replace(payload, h=payload.h[index], **words)
     if isinstance(payload, Deltas): return replace(payload, deltas={l: d[index] for l, d in payload.deltas.items()}, **words)
-    if not isinstance(payload, Words): raise InterlatError(f"a payload of kind {getattr(payload, 'kind', payload)!r} has no rows to pick from")
+    if not isinstance(payload, Words):
+        raise InterlatError(f"a payload of kind {getattr(payload, 'kind', payload)!r} has no rows to pick from")
     if payload.text and not spell: raise InterlatError("words that are cut are spelled anew by the sender's tokenizer; give the sender")
     return Words(**words)
 
@@ -50,7 +51,8 @@ def _placed(p, like, turn):
                         for xs, dim in ((p.keys, 1), (p.values, 1), (p.at, 0)))
     there = [to[:len(i)] for to, i in zip(like.at, index)]
     moved = [not torch.equal(a.cpu(), b.cpu()) for a, b in zip(at, there)]
-    if any(moved) and turn is None: raise InterlatError("a cache of another length has its keys turned; give the sender, whose rotation it is")
+    if any(moved) and turn is None:
+        raise InterlatError("a cache of another length has its keys turned; give the sender, whose rotation it is")
     keys = [turn(k, (new - old).to(k.device)) if far else k for k, old, new, far in zip(keys, at, there, moved)]
     return KeyValues(keys, values, there, like.next)
 

@@ -29,7 +29,8 @@ def answer_ids(
     if not isinstance(answer, str): return [int(i) for i in answer]
     turns, prompt = list(conversation), as_chat(agent, conversation).input_ids
     whole = encode_chat(agent.tokenizer, [*turns, dict(role='assistant', content=answer)])
-    if whole.input_ids[:len(prompt)] != prompt: raise InterlatError("the chat template changes the conversation where an answer follows; use another template")
+    if whole.input_ids[:len(prompt)] != prompt:
+        raise InterlatError("the chat template changes the conversation where an answer follows; use another template")
     return [i for i, said in zip(whole.input_ids[len(prompt):], whole.assistant_mask[len(prompt):]) if said]
 
 @torch.no_grad()
@@ -169,7 +170,8 @@ def check_ends(table, noise, everything, nothing):
     if not np.isnan(everything).all(): return check_restored(everything, nothing)
     for end, whole in (('everything', 'current'), ('nothing', 'other')):
         off = (table[end] - table[whole]).abs()
-        if (off > noise).any(): raise InterlatError(f"check restored failed: LD is off by {off.max():.3g} nats at item {off.idxmax()} with {end} set back")
+        if (off > noise).any():
+            raise InterlatError(f"check restored failed: LD is off by {off.max():.3g} nats at item {off.idxmax()} with {end} set back")
 
 # %% ../../nbs/11_audit/10_response.ipynb #0919381d
 def mean_rows(
@@ -177,7 +179,8 @@ def mean_rows(
     turn=None, # rotation of a cache's keys; None: its values alone
 )->np.ndarray: # (N, D)
     "Each message as one vector: the mean row of each of its tables, one after the other. Raises `InterlatError` for an empty message."
-    if odd := [i for i, p in enumerate(payloads) if p.kind != 'activation' and not p.positions]: raise InterlatError(f"message {odd[0]} has no rows to look at")
+    if odd := [i for i, p in enumerate(payloads) if p.kind != 'activation' and not p.positions]:
+        raise InterlatError(f"message {odd[0]} has no rows to look at")
     def vector(p): return torch.cat([x.double().cpu().mean(-2).flatten() for x in rows_of(p, turn, 'kv' if turn else 'v').values()])
     return torch.stack([vector(p) for p in payloads]).numpy()
 
@@ -221,8 +224,10 @@ def sender_information(
 )->dict: # ps, permuted (its mean there), excess, p_value, n, ceiling; nats an item
     "PS: what messages say of the sender's being right. Raises `InterlatError` for too few items, and where all senders are alike."
     x, y, rng = np.asarray(x, dtype=float), np.asarray(list(right), dtype=float), np.random.default_rng(derive_seed(seed, 'ps'))
-    if len(x) != len(y) or len(x) < 2*folds: raise InterlatError(f"PS needs a label for each of at least {2*folds} messages, found {len(y)} for {len(x)}")
-    if len({*y.tolist()} - {0., 1.}) or y.min() == y.max(): raise InterlatError("PS needs senders that were right and senders that were wrong, as 1 and 0; found one kind")
+    if len(x) != len(y) or len(x) < 2*folds:
+        raise InterlatError(f"PS needs a label for each of at least {2*folds} messages, found {len(y)} for {len(x)}")
+    if len({*y.tolist()} - {0., 1.}) or y.min() == y.max():
+        raise InterlatError("PS needs senders that were right and senders that were wrong, as 1 and 0; found one kind")
     parts = list(_folds(x, folds, rng, min(components, len(x)//folds)))
     found, by_chance = _gain(parts, y), [_gain(parts, rng.permutation(y)) for _ in range(permutations)]
     p = (1 + sum(g >= found for g in by_chance))/(1 + permutations)

@@ -8,8 +8,8 @@ __all__ = ['CHANNELS', 'channel', 'PAYLOADS', 'States', 'KeyValues', 'Activation
            'OwnTokens', 'C2C', 'KVComm', 'Cipher', 'StateDelta', 'Activations', 'latentmas_realignment',
            'latentmas_embed', 'statebridge_fit', 'statebridge_align', 'statebridge_prefix', 'nearest_rows',
            'C2CProjector', 'Projectors', 'gate_temperature', 'c2c_mapping', 'c2c_ids', 'c2c_chats', 'cipher_probs',
-           'cipher_embed', 'sde_deltas', 'ac_graft', 'kvcomm_importance', 'kvcomm_ranking', 'kvcomm_map', 'rotation',
-           'rows_with', 'caches_of', 'join_caches']
+           'cipher_embed', 'sde_deltas', 'ac_graft', 'ac_matrix', 'kvcomm_importance', 'kvcomm_ranking', 'kvcomm_map',
+           'rotation', 'rows_with', 'caches_of', 'join_caches']
 
 # %% ../../nbs/16_doors/11_channels.ipynb #feb306a8
 from .payloads import *
@@ -32,5 +32,5 @@ _all_ = ['CHANNELS', 'channel', 'PAYLOADS', 'States', 'KeyValues', 'Activation',
          'Interlat', 'Text', 'LatentMAS', 'StateBridge', 'OwnTokens', 'C2C', 'KVComm', 'Cipher', 'StateDelta', 'Activations',
          'latentmas_realignment', 'latentmas_embed', 'statebridge_fit', 'statebridge_align', 'statebridge_prefix', 'nearest_rows',
          'C2CProjector', 'Projectors', 'gate_temperature', 'c2c_mapping', 'c2c_ids', 'c2c_chats', 'cipher_probs', 'cipher_embed',
-         'sde_deltas', 'ac_graft', 'kvcomm_importance', 'kvcomm_ranking', 'kvcomm_map', 'rotation', 'rows_with', 'caches_of',
+         'sde_deltas', 'ac_graft', 'ac_matrix', 'kvcomm_importance', 'kvcomm_ranking', 'kvcomm_map', 'rotation', 'rows_with', 'caches_of',
          'join_caches']

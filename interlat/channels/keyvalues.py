@@ -32,12 +32,10 @@ class KeyValues:
 
     def __post_init__(self, given):
         if not len(self.keys) == len(self.values) == len(self.at) > 0:
-            raise InterlatError(f"a cache needs keys, values and positions of each layer, "
-                                f"found {len(self.keys)}, {len(self.values)} and {len(self.at)}")
+            raise InterlatError(f"a cache needs keys, values and positions of each layer, found {len(self.keys)}, {len(self.values)} and {len(self.at)}")
         for l, (k, v, at) in enumerate(zip(self.keys, self.values, self.at)):
             if k.dim() != 3 or v.shape[:2] != k.shape[:2] or at.shape != k.shape[1:2]:
-                raise InterlatError(f"a cache has (heads, tokens, size) and a position a token, "
-                                    f"found {tuple(k.shape)}, {tuple(v.shape)} and {tuple(at.shape)} in layer {l}")
+                raise InterlatError(f"a cache has (heads, tokens, size) and a position a token, found {tuple(k.shape)}, {tuple(v.shape)} and {tuple(at.shape)} in layer {l}")
             if (k.is_floating_point(), v.dtype, at.is_floating_point()) != (True, k.dtype, False):
                 raise InterlatError(f"a cache has floats at whole positions, found {k.dtype}, {v.dtype} and {at.dtype} in layer {l}")
         self.keys, self.values, self.at = ([taken(x, given) for x in part] for part in (self.keys, self.values, self.at))

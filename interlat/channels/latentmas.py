@@ -67,7 +67,7 @@ class LatentMAS(Channel):
         latent_steps:int=10, # n, of each agent
         realign:bool=False, # turn states by W before they are rescaled?
         keep:str='all', # one of `KEEPS`
-        rerotate:bool=False, # after a cut, turn keys to the positions that counting goes on from?
+        rerotate:bool=False, # after a cut, turn keys to where they are counted from then on, which is right? Published: they stay
         ridge:float=1e-5, # λ of W
     ):
         check_range(0, whole=True, latent_steps=latent_steps)

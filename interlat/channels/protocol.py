@@ -28,7 +28,8 @@ from ..agents.actor import *
 NEEDS = ( # what sender and actor may have to share
     'weights', # all of them
     'tokenizer', # the vocabulary
-    'layers') # their number, and the shapes of their keys
+    'heads', # of the keys: their number and size
+    'layers') # and the number of the layers
 
 class Received(NamedTuple):
     "What an actor makes of conversations with their messages."
@@ -131,6 +132,7 @@ def _layers(lm):
 SHARED = dict( # whether two agents share what is needed
     weights=lambda a, b: a.model is b.model or _same_weights(a.model, b.model),
     tokenizer=lambda a, b: a.tokenizer is b.tokenizer or _vocabulary(a.tokenizer) == _vocabulary(b.tokenizer),
+    heads=lambda a, b: _layers(a.model)[1:] == _layers(b.model)[1:],
     layers=lambda a, b: _layers(a.model) == _layers(b.model))
 
 class Channel:

@@ -72,7 +72,7 @@ def launched_training(
     **settings, # flags of `interlat-train`
 )->Path: # `folder`
     "Train the actor in `folder`, if it is not done. Raises as `launch` does."
-    folder = Path(folder)
+    folder, store = Path(folder), rows_only(store, 'training')
     if (folder/'log.csv').exists(): return folder
     if torch.cuda.is_available(): torch.cuda.empty_cache() # what this process holds, the others cannot have
     flags = dict(model_name_or_path=model_name_or_path, output_dir=folder, hidden_data_path=store and store.path, **data, **settings)

@@ -170,6 +170,7 @@ def new_student(
     seed:int=0, # of LoRA's first weights, and of those that lead to the messages' width
 )->Agent: # a `LatentStudent`
     "A student to train. Raises `InterlatError` where there is no such model, or no message to begin from."
+    store = rows_only(store, 'compression')
     tokenizer = chat_tokenizer(config.student_model_name_or_path, config.chat_template, config.chat_date)
     lm = load_lm(config.student_model_name_or_path, config.dtype, device).model
     with torch.random.fork_rng(devices=[]):

@@ -29,6 +29,7 @@ def recoded(
     basis:Basis|None=None, # that both sides know; None: all coordinates
 )->MessageStore: # the messages as they arrive
     "Every message sent through a packet of states alone, its words put back for whoever compares. What the folder has already is kept."
+    store = rows_only(store, 'recoded')
     there = MessageStore(path, f"{store.sender}, {codec}{f', rank {basis.rank}' if basis else ''}")
     for some in _hundreds([t for t in store.task_ids() if t not in there]):
         there.append([_sent(store[t], there.sender, codec, basis) for t in some])
@@ -48,6 +49,7 @@ def wire_bytes(
     basis:Basis|None=None, # that both sides know
 )->float: # bytes of the states, mean over the tasks
     "What a message costs on the wire, without the header."
+    store = rows_only(store, 'wire_bytes')
     sizes = [packet_bytes(len(store[t.task_id]), store.width, codec, basis and basis.rank) for t in tasks]
     return sum(sizes)/len(sizes)
 

@@ -201,7 +201,7 @@ def calibrate(
     Raises `InterlatError` for a student without a projection, if no task has a message with words, or for one too long for the student."""
     model, feedback = student.model, student.model.settings['feedback']
     if feedback != 'projection': raise InterlatError(f"feedback {feedback!r} has nothing to fit; use a student with 'projection'")
-    messages, prompts, plans = _written(student.tokenizer, tasks[:CALIBRATED], store)
+    messages, prompts, plans = _written(student.tokenizer, tasks[:CALIBRATED], rows_only(store, 'calibrate'))
     embed, inward, outward = causal_lm(model.lm).embed, [], []
     prompt, plan = max(zip(map(len, prompts), map(len, plans)), key=sum)
     check_window(model.config, prompt, 0, plan, 'a prompt with its plan')
@@ -240,7 +240,7 @@ def collect_latents(
     model.eval()
     K = model.settings['K'] if K is None else K
     check_range(1, K=K)
-    store.check(width=model.settings['output_size'], layer=-1)
+    rows_only(store, 'a student').check(width=model.settings['output_size'], layer=-1)
     keep_date(store, tokenizer)
     check_prompts(student, [t for t in tasks if t.task_id not in store], message=K)
     found = len(next(iter(store))) if len(store) else K

@@ -11,6 +11,7 @@ __all__ = ['RENAMED', 'InterlatError', 'check_file', 'check_range', 'short_list'
 import os, random, re, sys
 from importlib import import_module
 from importlib.resources import files
+from math import isfinite
 from numbers import Integral, Real
 from pathlib import Path
 from types import ModuleType
@@ -69,7 +70,7 @@ def all_finite(
     x, # tensor of floats, which may be empty
 )->bool:
     "Is no number of it NaN or infinite?"
-    return not x.numel() or all(part.isfinite() for part in x.aminmax())
+    return not x.numel() or all(map(isfinite, x.aminmax()))
 
 # %% ../../nbs/01_core/01_basics.ipynb #57960f11
 RENAMED = dict(self_message='same_type') # what a condition was called -> its name now

@@ -153,6 +153,7 @@ def steps(
     marks:str=',.;\n', # a token that ends with one of these ends a step
 )->list[tuple[int,int]]: # (start, stop), as Python counts
     "The steps of a plan as spans; the end token belongs to the last one. Raises `InterlatError` for a message without words."
+    message = rows_only(message, 'attribution')
     if min(message.token_ids, default=-1) < 0:
         raise InterlatError(f"message {message.task_id!r} has states without words; use windows(len(message), size)")
     words = [tokenizer.decode([t]).rstrip(' ') for t in message.token_ids]
@@ -173,6 +174,7 @@ def leave_out(
     how:str='mean', # one of `WAYS`
 )->LatentMessage:
     "The message without a span; raises `InterlatError` for an unknown way or a span that is not inside."
+    message = rows_only(message, 'attribution')
     check_choice(WAYS, way=how)
     if not 0 <= start < stop <= len(message):
         raise InterlatError(f"a span must lie within the {len(message)} states of message {message.task_id!r}, found {start} to {stop}")
@@ -194,6 +196,7 @@ def leave_span_out(
     """How much each span moves the actor's next-action distribution (occlusion; Zeiler & Fergus 2014): the JS divergence from that
     under the whole message, and the change of the log-probability of what it would do. Caveat: spans that say the same hide each other,
     and a damaged message is one that no actor was trained on. Raises `InterlatError` if there are no spans."""
+    message = rows_only(message, 'attribution')
     if not len(spans): raise InterlatError(f"no spans of message {message.task_id!r} to leave out")
     logp = log_probs(decide([message, *(leave_out(message, a, b, how) for a, b in spans)]))
     whole, rest = logp[:1], logp[1:]

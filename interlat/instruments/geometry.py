@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from ..core.basics import *
+from ..messages.message import *
 
 # %% ../../nbs/13_instruments/01_geometry.ipynb #16e00006
 def _array(x):
@@ -85,7 +86,7 @@ def norms(
     messages, # `LatentMessage`s, a store included
 )->pd.DataFrame: # columns task_id, position (1..L), norm
     "The length of each state along its message. Caveat: behind a final norm, lengths are mostly that norm's weights."
-    rows = [pd.DataFrame(dict(task_id=m.task_id, position=range(1, len(m)+1), norm=m.h.float().norm(dim=1).tolist())) for m in messages]
+    rows = [pd.DataFrame(dict(task_id=m.task_id, position=range(1, len(m)+1), norm=m.h.float().norm(dim=1).tolist())) for m in (rows_only(m, 'norms') for m in messages)]
     if not rows: raise InterlatError('no messages to measure')
     return pd.concat(rows, ignore_index=True)
 

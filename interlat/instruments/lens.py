@@ -52,8 +52,10 @@ def _rows(tokenizer, message, values, ids, column):
     return pd.DataFrame({'position': position, 'rank': rank, 'token': _words(tokenizer, ids), 'token_id': ids, column: values})
 
 def _check_lens(message, k):
+    message = rows_only(message, 'a lens')
     check_range(1, k=k)
     if not len(message): raise InterlatError(f"message {message.task_id!r} has no states to look at")
+    return message
 
 def logit_lens(
     sender:Agent, # a Hugging Face causal language model of width D
@@ -63,7 +65,7 @@ def logit_lens(
 )->pd.DataFrame: # columns position (1..L), rank (1..k), token, token_id, probability, written, entropy (nats)
     """Each state through the sender's head (nostalgebraist 2020). Caveat: it shows what the sender would say, not what the actor reads,
     and of an early layer hardly that. Raises `InterlatError` for a message without states, of another width, or k below 1."""
-    _check_lens(message, k)
+    message = _check_lens(message, k)
     lm, tokenizer = sender
     top, best, entropy = [], [], []
     for h in message.h.split(chunk):
@@ -98,7 +100,7 @@ def nearest_tokens(
 )->pd.DataFrame: # columns position (1..L), rank (1..k), token, token_id, cosine, written ('' where the sender's tokenizer is another)
     """The actor's tokens whose input embeddings point most in the direction of each adapted state. Caveat: near is not read: the layers
     above decide. Raises `InterlatError` for a message without states or of another width, or k below 1."""
-    _check_lens(message, k)
+    message = _check_lens(message, k)
     model, tokenizer = actor
     e = message_embeds(actor, message).float()
     every = torch.arange(model.door.embedding.num_embeddings, device=e.device)

@@ -20,6 +20,7 @@ import torch
 from ..core.basics import *
 from ..core.stats import *
 from ..core.tasks import *
+from ..messages.message import *
 from .geometry import *
 from .lens import *
 from .parallel import *
@@ -37,7 +38,7 @@ def pool(
 )->'numpy.ndarray': # (N, D) float32
     "The mean state of each message; raises `InterlatError` if there are none or a message is empty."
     rows = []
-    for m in messages:
+    for m in (rows_only(m, 'a probe') for m in messages):
         if not len(m): raise InterlatError(f"message {m.task_id!r} has no states to pool")
         rows.append(m.h.float().mean(0))
     if not rows: raise InterlatError('no messages to pool')
@@ -140,7 +141,7 @@ def next_token_labels(
     """Each state but the last of its message, and as its label the token after the one that was written from it; and what is known
     of that token without the state."""
     x, y, groups, known = [], [], [], []
-    for i, m in enumerate(messages):
+    for i, m in enumerate(rows_only(m, 'a probe') for m in messages):
         if len(x) >= n: break
         if min(m.token_ids, default=-1) < 0: continue
         x += m.h[:-1].float().tolist()

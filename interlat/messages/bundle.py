@@ -41,7 +41,8 @@ def encode_bundle(
     line = padded_line(header_line(vars(BundleHeader(BUNDLE_FORMAT, about, records))))
     yield packet_front(line) + line
     for r, raw in zip(records, packets, strict=True):
-        if len(raw) != r['size']: raise InterlatError(f"packet for {r['task_id']!r} has {len(raw):,} bytes where its size was {r['size']:,}")
+        if len(raw) != r['size']:
+            raise InterlatError(f"packet for {r['task_id']!r} has {len(raw):,} bytes where its size was {r['size']:,}")
         yield raw
 
 # %% ../../nbs/02_messages/03e_bundle.ipynb #5341ee73

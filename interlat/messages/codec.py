@@ -71,9 +71,9 @@ class Codec:
 def type_name(dtype)->str: return str(dtype).removeprefix('torch.') # e.g. 'bfloat16'
 
 def _cast(x, dtype):
-    "`x` in another float type; raises `InterlatError` if that cannot hold it."
+    "`x` in another float type; raises `InterlatError` if that cannot hold it. One that is of this type is not looked at."
     y = x.to(dtype)
-    if not all_finite(y):
+    if y is not x and not all_finite(y):
         largest, bounds = x.abs().max().item(), f"{type_name(dtype)} (±{torch.finfo(dtype).max:.5g})"
         raise InterlatError(f"numbers up to {largest:.4g} are beyond the range of {bounds}; "
                             "use a codec that reaches further, such as bfloat16, or scale them down")

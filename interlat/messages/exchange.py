@@ -217,6 +217,7 @@ def export_messages(
     """Write a store as one Parquet file, states as float32, whole or not at all.
     Raises `InterlatError` if it has no messages or one is damaged."""
     check_range(1, whole=True, batch_size=batch_size)
+    store = rows_only(store, 'export_messages')
     pa, pq, path = _need('pyarrow'), _need('pyarrow.parquet'), Path(path)
     if not len(store): raise InterlatError(f"{store.path} has no messages to export")
     text, integer, numbers = pa.string(), pa.int32(), pa.list_(pa.list_(pa.float32()))

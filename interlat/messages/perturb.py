@@ -84,6 +84,7 @@ def mean_pool(
     k:int, # states wanted, at least 1
 )->LatentMessage: # min(k, L) states; token ids -1 if they are means
     "The message as the means of `k` even shares, or as it is if it has no more states; raises `InterlatError` for `k` below 1."
+    message = rows_only(message, 'mean_pool')
     check_range(1, whole=True, k=k)
     if len(message) <= k: return message
     return replace(message, h=adaptive_avg_pool1d(message.h.cpu().double().T, k).T.to(message.h), token_ids=[-1]*k)
@@ -96,6 +97,7 @@ def mix(
 )->LatentMessage: # L states, with the words of `message`
     """`(1−share)·h + share·h'`, where h' is the other's nearest state.
     Raises `InterlatError` for a share outside [0, 1], another width or an empty message."""
+    message, other = (rows_only(m, 'mix') for m in (message, other))
     check_range(0, 1, share=share)
     if message.width != other.width: raise InterlatError(f"messages of width {message.width} and {other.width} cannot be mixed")
     for m in (message, other):
@@ -184,9 +186,13 @@ def perturb(
     generator:torch.Generator|None=None, # source of randomness; None: seeded by the variant's and the task's name
 )->LatentMessage|None: # what arrives; None when nothing is sent
     """The message as the condition `variant` delivers it (Du et al. 2025, §5).
-    Raises `InterlatError` on an unknown name or an unfit `other`."""
+    Raises `InterlatError` on an unknown name, an unfit `other`, or a payload that is no row of states."""
     v = check_variant(variant)
+    unnamed = getattr(message, 'task_id', None) is None # a payload that is in no parcel
+    message, other = (rows_only(m, 'perturb') for m in (message, other))
     if v.channel == 'none': return None
     if v.partner: _check_other(message, other, v)
+    if v.drawn and generator is None and unnamed:
+        raise InterlatError(f"{variant} is drawn by the name of the task, and a payload alone has none; put it in a Parcel, or pass generator")
     if v.drawn and generator is None: generator = torch.Generator().manual_seed(derive_seed(0, variant, message.task_id))
     return v.fn(message, other, generator)

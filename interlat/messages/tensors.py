@@ -81,7 +81,8 @@ def encode_tensors(
 )->bytearray:
     "Tensors as one packet. Raises `InterlatError` for numbers that are not finite, that the codec cannot hold, or that are not sent."
     head = tensor_header(tensors, kind, meta, codec)
-    raw, line = bytearray(tensors_size(head)), head.line()
+    line = head.line()
+    raw = bytearray(PACKET_PREFIX + len(line) + head.nbytes)
     raw[PACKET_PREFIX:PACKET_PREFIX+len(line)] = line
     room, at = torch.frombuffer(raw, dtype=torch.uint8), PACKET_PREFIX + len(line)
     for (name, form, _), size in zip(head.tensors, head.sizes):

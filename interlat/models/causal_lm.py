@@ -60,8 +60,7 @@ class CausalLM:
     @property
     def width(self)->int: return states_in(self._trunk.said).shape[-1] if self.probe else sizes(self.lm.config).width # D, of its states
     @property
-    def out_table(self)->Tensor|None: # (V, D) of the head; None: it has no such matrix
-        return getattr(self.lm.get_output_embeddings(), 'weight', None)
+    def out_table(self)->Tensor|None: return getattr(self.lm.get_output_embeddings(), 'weight', None) # (V, D) of the head; None: it has no such matrix
     @property
     def head_matrix(self)->nn.Parameter|None: # (V, D) that is all that the head consists of; None: it is more, or hooks watch it
         head = self.lm.get_output_embeddings()
@@ -166,9 +165,7 @@ class CausalLM:
         ids = torch.tensor((usual[::max(1, len(usual)//10)]*10)[:10], device=self.lm.device)
         return ids, ids.flip(0)[:6]
     @property
-    def _trunk(self):
-        usual = Trunk([self.lm.base_model_prefix], None, None, None)
-        return self.once('trunk', lambda: (find_trunk(self.lm, self.prompts[0][None]), ''), usual)
+    def _trunk(self): return self.once('trunk', lambda: (find_trunk(self.lm, self.prompts[0][None]), ''), Trunk([self.lm.base_model_prefix], None, None, None))
     @property
     def trunk(self)->nn.Module: return self.lm.get_submodule('.'.join(self._trunk.path)) # from tokens to states
     @property
@@ -176,16 +173,13 @@ class CausalLM:
         name = self.once('layers', lambda: (find_layers(self.trunk, sizes(self.lm.config).depth, self.prompts[0][None]), ''), '')
         return self.trunk.get_submodule(name) if name else None
     @property
-    def head(self)->str: # 'matrix', or the model's 'own' way from states to logits
-        return self.once('head', lambda: _try_head(self), 'matrix')
+    def head(self)->str: return self.once('head', lambda: _try_head(self), 'matrix') # 'matrix', or the model's 'own' way from states to logits
     @property
     def alone(self)->tuple[Tensor,Tensor]: return self.once('alone', lambda: (_read_alone(self), ''), None) # states of `prompts`
     @property
-    def input(self)->str: # how vectors go in: as 'vectors', or in the place of 'ids'
-        return self.once('input', lambda: _try_vectors(self), 'vectors')
+    def input(self)->str: return self.once('input', lambda: _try_vectors(self), 'vectors') # how vectors go in: as 'vectors', or in the place of 'ids'
     @property
-    def rows(self)->str: # how rows of unequal length are read: 'together' or 'alone'
-        return self.once('rows', lambda: _try_padding(self), 'together')
+    def rows(self)->str: return self.once('rows', lambda: _try_padding(self), 'together') # how rows of unequal length are read: 'together' or 'alone'
 
 # %% ../../nbs/05_models/03_causal_lm.ipynb #141f06f0
 def _try_head(model):
@@ -204,8 +198,7 @@ def _read_alone(model):
     finally: hook.remove()
     whole, other, part = said
     if not same_reading(part, whole[:6]):
-        raise InterlatError(f"{type(model.lm).__name__} is not causal as it is configured: a state depends on the tokens after it; "
-                            "use another model")
+        raise InterlatError(f"{type(model.lm).__name__} is not causal as it is configured: a state depends on the tokens after it; use another model")
     return whole, other
 
 # %% ../../nbs/05_models/03_causal_lm.ipynb #5f4879ba
@@ -220,8 +213,8 @@ def _try_vectors(model):
         except Exception as e:
             wrong.append(f'{way}: {error_line(e)}')
             continue
-        heard = moved.isfinite().all() and not same_reading(moved[at:], whole[at:])
-        if same_reading(plain, whole) and same_reading(moved[:at], whole[:at]) and heard: return way, ''
+        if same_reading(plain, whole) and same_reading(moved[:at], whole[:at]) and moved.isfinite().all() and not same_reading(moved[at:], whole[at:]):
+            return way, ''
         wrong.append(f'{way}: it makes other states of them than of their tokens')
     raise InterlatError(f"{type(model.lm).__name__} does not read vectors ({'; '.join(wrong)}); use another model")
 
@@ -236,8 +229,8 @@ def _try_padding(model):
         ids[0], ids[1,here], mask[0], mask[1,here] = a, b, 1, 1
         try: long, short = model.read(model.embed(ids)*mask[...,None], ids, mask)
         except Exception as e: return 'alone', f'padding is not read: {error_line(e)}'
-        same = same_reading(long, whole, STEADY) and same_reading(short[here], other, STEADY)
-        if not same: return 'alone', f"padding on the {'left' if before else 'right'} changes states"
+        if not (same_reading(long, whole, STEADY) and same_reading(short[here], other, STEADY)):
+            return 'alone', f"padding on the {'left' if before else 'right'} changes states"
     return 'together', ''
 
 # %% ../../nbs/05_models/03_causal_lm.ipynb #b7a018f9

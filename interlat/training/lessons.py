@@ -78,7 +78,7 @@ def check_tasks(
     silent = [t.task_id for t in tasks if not t.turns]
     if silent:
         raise InterlatError(f"{len(silent)} tasks have no expert turns, {silent[0]} the first; training needs a conversation to imitate")
-    if store is not None: store.need(t.task_id for t in tasks)
+    if rows_only(store, 'training') is not None: store.need(t.task_id for t in tasks)
 
 def _numbered(names):
     "A number for each different name, in their order."
