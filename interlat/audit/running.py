@@ -30,7 +30,7 @@ class Bench:
     "Tasks that channels are tried on, all in the same way."
     tasks:list[Task] # games, or questions with their answers
     out:str|Path # folder, in it one for each channel
-    arms:tuple[str,...]=ARMS_OF_A_BENCH # controls, see `CONTROLS`
+    arms:tuple[str,...]=ARMS_OF_A_BENCH # controls, see `CONTROLS`; a channel has those that mean something for its payloads
     partners:int=1 # other items whose message each item gets, under arms with partners
     seed:int=0 # of the partners, and of what channels draw
     batch_size:int=16 # messages made at a time; changes none
@@ -54,9 +54,10 @@ class Bench:
         except InterlatError as e: self.refused.append(dict(channel=name, why=str(e)))
 
     def _tried(self, c, sender, actor, out):
-        rounds = {arm: self.partners if find_control(arm)[0] in _PAIRED else 1 for arm in self.arms}
+        names = [arm for arm in self.arms if not why_not(arm, c.reads)]
+        rounds = {arm: self.partners if find_control(arm)[0] in _PAIRED else 1 for arm in names}
         if (kept := kept_trials(c, actor, self.tasks, rounds, out, **self.how)) is not None: return kept
         made = make_messages(c, sender, self.tasks, self.batch_size, self.seed, self.how.get('progress', True))
         beside = Beside([t.task_id for t in self.tasks], [t.task_type for t in self.tasks], self.partners, sender=sender)
-        arms = {arm: controlled(arm, made.payloads, beside, self.seed) for arm in self.arms}
+        arms = {arm: controlled(arm, made.payloads, beside, self.seed) for arm in names}
         return run_channel(c, actor, self.tasks, arms, out, seconds=made.seconds, **self.how)
