@@ -6,9 +6,10 @@
 __all__ = ['ARMS_OF_A_BENCH', 'Bench']
 
 # %% ../../nbs/11_audit/09_running.ipynb #c8869681
-import re
+import json, re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 import pandas as pd
 from ..core.basics import *
@@ -16,6 +17,7 @@ from ..core.tasks import *
 from ..models.lm import *
 from ..channels.protocol import *
 from ..evaluation.log import *
+from ..evaluation.evaluate import *
 from ..evaluation.trials import *
 from ..evaluation.sending import *
 from .matching import *
@@ -56,8 +58,14 @@ class Bench:
     def _tried(self, c, sender, actor, out):
         names = [arm for arm in self.arms if not why_not(arm, c.reads)]
         rounds = {arm: self.partners if find_control(arm)[0] in _PAIRED else 1 for arm in names}
-        if (kept := kept_trials(c, actor, self.tasks, rounds, out, **self.how)) is not None: return kept
+        how = self.how | dict(about=self._about(sender))
+        if (kept := kept_trials(c, actor, self.tasks, rounds, out, **how)) is not None: return kept
         made = make_messages(c, sender, self.tasks, self.batch_size, self.seed, self.how.get('progress', True))
         beside = Beside([t.task_id for t in self.tasks], [t.task_type for t in self.tasks], self.partners, sender=sender)
         arms = {arm: controlled(arm, made.payloads, beside, self.seed) for arm in names}
-        return run_channel(c, actor, self.tasks, arms, out, seconds=made.seconds, **self.how)
+        return run_channel(c, actor, self.tasks, arms, out, seconds=made.seconds, **how)
+
+    def _about(self, sender):
+        "Who sends, and among whom partners are drawn: another bench in the same folder would mix messages up."
+        ids = blake2b(json.dumps([t.task_id for t in self.tasks]).encode(), digest_size=4).hexdigest()
+        return dict(sender=fingerprint(sender.model), bench_seed=self.seed, items=ids)
