@@ -83,7 +83,8 @@ def bench_table(
     cells, said = [c for c in BENCHES if c in table], {}
     for c in cells: said[c] = [{True: 'need', False: 'no need'}.get(v, v) for v in table[c]]
     said['channel'] = [f'`{c}`' for c in table.channel]
-    said['won, % (95 % interval)'] = [DASH if r.why else rate_cell(r.success_rate, r.success_rate_low, r.success_rate_high, 0) for r in table.itertuples()]
+    rates = zip(table.success_rate, table.success_rate_low, table.success_rate_high)
+    said['won, % (95 % interval)'] = [DASH if why else rate_cell(*r, 0) for why, r in zip(table.why, rates)]
     for name in ('presence', 'content'):
         low, high = table[f'{name}_low'], table[f'{name}_high']
         said[f'{name}, points'] = [DASH if w else points_cell(*v) for w, v in zip(table.why, zip(table[name], low, high))]
@@ -91,6 +92,6 @@ def bench_table(
     said['bytes'] = [bytes_cell(b) for b in table.bytes]
     for name, words in (('seconds_make', 'to make, ms'), ('seconds_read', 'to read, ms')):
         said[words] = [DASH if pd.isna(s) else f'{1000*s:.3g}' for s in table[name]]
-    said['trained'] = [t or 'nothing' for t in table.trained]
+    said['trained'] = [t or ('nothing' if not w else DASH) for t, w in zip(table.trained, table.why)]
     if (table.why != '').any(): said['why not'] = [w or DASH for w in table.why]
     return Table([*said], [list(map(str, row)) for row in zip(*said.values())], len(cells) + 1)

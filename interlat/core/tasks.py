@@ -90,8 +90,8 @@ def check_need(
     "Raise `InterlatError` for a task that does not do what was asked for, as one in which the sender knows nothing more does not."
     for t in tasks if need is not None else ():
         if t.need is None:
-            raise InterlatError(f"task {t.task_id!r} has nothing to hide: its sender is told no more than its actor, so there is neither need "
-                                "nor no need of a message; leave need out")
+            raise InterlatError(f"task {t.task_id!r} has nothing to hide: its sender is told no more than its actor, so there is neither "
+                                "need nor no need of a message; leave need out")
         if t.need != need: raise InterlatError(f"task {t.task_id!r} was made with need {t.need}, wanted {need}; make it so")
     return tasks
 

@@ -9,7 +9,7 @@ __all__ = ['TRIALS', 'TrialLog', 'read_trials', 'Trials', 'run_channel', 'kept_t
 import json
 from collections import Counter
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from hashlib import blake2b
 from pathlib import Path
 
@@ -67,6 +67,7 @@ class Trials:
     arms:dict[str,list] # name -> rounds, of each a list of payloads or None, one an item
     how:object # `Playing` or `Examination`
     seconds:list[float]|None=None # that it took to make each item's own message
+    about:dict=field(default_factory=dict) # what else must stay the same, by name, as JSON can hold it: who sent, …
 
     def __post_init__(self):
         if not self.tasks: raise InterlatError('no tasks to try the channel on')
@@ -96,7 +97,7 @@ class Trials:
     def settings(self)->dict:
         "What must stay the same for trials to share a folder."
         how = {k: v for k, v in asdict(self.how).items() if k not in ('batch_size', 'workers', 'cache', 'seed')}
-        return how | dict(channel=self.channel.name, options=channel_options(self.channel), actor=fingerprint(self.actor.model),
+        return self.about | how | dict(channel=self.channel.name, options=channel_options(self.channel), actor=fingerprint(self.actor.model),
                           need=self.tasks[0].need)
 
 # %% ../../nbs/10_evaluation/11_trials.ipynb #637da0a0
@@ -134,12 +135,13 @@ def run_channel(
     out:str|Path, # folder for `trials.csv`; the trials in it are kept and completed
     seeds=(0,), # of the sampling; the first alone at temperature 0
     seconds:list[float]|None=None, # that it took to make the message of each item, for arm 'current'
+    about:dict|None=None, # what else must stay the same in a folder, by name: who sent, which partners were drawn
     **how, # fields of `Playing` for games or of `Examination` for questions, but the seed; and `progress`: show a bar
 )->pd.DataFrame: # as `read_trials` gives them, of the arms that were asked for
     """Try a channel: each item under each arm, whatever of it is missing in `out`.
     Raises `InterlatError` for what does not fit, before anything is played, and `FolderError` for a folder with trials of another kind."""
     progress = how.pop('progress', True)
-    trials, n = _asked(channel, actor, tasks, arms, how, seconds), len(tasks)
+    trials, n = _asked(channel, actor, tasks, arms, how, seconds, about), len(tasks)
     log, rounds = _opened(trials, out), _rounds(trials, {arm: len(of) for arm, of in arms.items()}, seeds)
     _check_room(trials)
     _check_same(trials, log, rounds)
@@ -156,19 +158,20 @@ def kept_trials(
     arms:dict[str,int], # name -> rounds that it has
     out:str|Path, # folder for `trials.csv`
     seeds=(0,), # of the sampling
+    about:dict|None=None, # as `run_channel` takes it
     **how, # as `run_channel` takes it
 )->pd.DataFrame|None: # as `run_channel` would give them; None: some are missing
     "Trials that are all there, before anybody makes a message. Raises `FolderError` as `run_channel` does."
     if not (Path(out)/'trials.csv').exists(): return None
-    trials = _asked(channel, actor, tasks, {}, {k: v for k, v in how.items() if k != 'progress'})
+    trials = _asked(channel, actor, tasks, {}, {k: v for k, v in how.items() if k != 'progress'}, about=about)
     log, rounds = _opened(trials, out), _rounds(trials, arms, seeds)
     return _wanted(trials, log, rounds) if all((*at, t.task_id) in log.done for at in rounds for t in tasks) else None
 
 # %% ../../nbs/10_evaluation/11_trials.ipynb #47bd9520
-def _asked(channel, actor, tasks, arms, how, seconds=None):
+def _asked(channel, actor, tasks, arms, how, seconds=None, about=None):
     "What is to be tried, as it was asked for."
     kind = Examination if any(t.answer.strip() for t in tasks) else Playing
-    return Trials(channel, channel.of(actor), list(tasks), arms, kind(**how), seconds)
+    return Trials(channel, channel.of(actor), list(tasks), arms, kind(**how), seconds, about or {})
 
 def _opened(trials, out):
     "The log in a folder, which is of this kind of trials."

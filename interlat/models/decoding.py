@@ -30,7 +30,8 @@ def _try_generate(lm, vectors):
     ids[0], ids[1,-len(b):], mask[0], mask[1,-len(b):] = a, b, 1, 1
     given = dict(inputs_embeds=model.embed(ids)*mask[...,None]) if vectors else dict(input_ids=ids)
     if vectors and model.input == 'ids': return 'loop', 'the model looks more up by ids than vectors'
-    plain = GenerationConfig(max_new_tokens=3, do_sample=False, pad_token_id=model.stand_in, output_logits=True, return_dict_in_generate=True)
+    plain = GenerationConfig(max_new_tokens=3, do_sample=False, pad_token_id=model.stand_in, output_logits=True,
+                             return_dict_in_generate=True)
     try: out = lm.generate(**given, attention_mask=mask, generation_config=plain)
     except Exception as e: return 'loop', f'generate: {error_line(e)}'
     new = out.sequences[:,-len(out.logits):]
@@ -59,7 +60,8 @@ def write_on(
     if not _can_generate(lm, embeds is not None):
         return _write_on(lm, ids, mask, embeds, generation_config or lm.generation_config, logits_processor, settings)
     given = dict(input_ids=ids) if embeds is None else dict(inputs_embeds=embeds)
-    new = lm.generate(**given, attention_mask=mask, generation_config=generation_config, logits_processor=list(logits_processor), **settings)
+    how = dict(generation_config=generation_config, logits_processor=list(logits_processor), **settings)
+    new = lm.generate(**given, attention_mask=mask, **how)
     return new[:,ids.shape[1]:] if embeds is None else new
 
 # %% ../../nbs/05_models/10_decoding.ipynb #cd855a02
