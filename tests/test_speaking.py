@@ -101,6 +101,21 @@ def test_a_model_that_reads_all_anew_hears_a_prefix(table, name):
     assert one == three != rollout(actor, games[:3], None, c, max_new_tokens=6, max_steps=2, progress=False)
 
 
+def test_fused_with_another_tokenizer(tmp_path):
+    "C2C between two tokenizers: what is said is fused token by token, the marks of the template are not; in many turns as at once."
+    games = cast.games(tmp_path, n=3)
+    tok, other = (cast.tokenizer(games, family) for family in ('qwen2', 'llama'))
+    actor, sender = Agent(cast.lm(tok, num_hidden_layers=3).double(), tok), Agent(cast.lm(other, 'tiny-llama').double(), other)
+    c = CHANNELS['c2c'].untrained(sender, actor, align='first', hidden=16, intermediate=16)
+    for p in c.projectors.double(): p.key_gate_logit.data.fill_(1), p.value_gate_logit.data.fill_(1)
+    asked = [g.turns[:1] for g in games]
+    sent = c.send(sender, asked)
+    said = talk(ChannelSpeaker(actor, c, 6), sent, tok, asked)
+    assert said == talk(ChannelSpeaker(actor, c, 6, cache=False), sent, tok, asked) != talk(ChannelSpeaker(actor, c, 6), [None]*3, tok, asked)
+    for i in (0, 2): assert [turn[i] for turn in said] == [turn[0] for turn in talk(ChannelSpeaker(actor, c, 6), sent[i:i+1], tok, asked[i:i+1])]
+    assert [t.strip() for t in said[0]] == c.receive(actor, asked, sent, 6).texts
+
+
 def test_two_conditions_share_payloads_and_nothing_else(table):
     "Two speakers take turns over the same payloads; each says what it says when it is alone, and the payloads stay as they were, byte by byte."
     games, agent, _ = table

@@ -23,7 +23,8 @@ from ..channels.keyvalues import *
 from ..channels.protocol import *
 from ..channels.latentmas import *
 from ..channels.statebridge import *
-from ..channels.words import *
+from ..channels.bench import *
+from ..evaluation.sending import *
 from .matching import *
 from .drawn import *
 from .controls import *
@@ -49,12 +50,13 @@ class Case:
     @property
     def me(self)->Agent: return self.channel.reader(self.channel.of(self.actor)) # the receiver's language model
     @property
-    def conversations(self)->list: return [asked(t) for t in self.tasks]
+    def conversations(self)->list: return [actor_prompt(t) for t in self.tasks]
     @property
     def setting(self)->tuple: return self.channel, self.actor, self.conversations # as `forced` takes it
 
     def seeds(self, what:str)->list[int]: return [derive_seed(self.seed, what, t.task_id) for t in self.tasks] # one an item
-    def prompts(self, tasks:list[Task])->list: return [asked(t) if self.channel.name == 'c2c' else t.prompt for t in tasks] # c2c: both read the same
+    def sent(self, tasks:list[Task], channel:Channel|None=None)->list: # by the sender
+        return make_messages(channel or self.channel, self.sender, tasks, seed=self.seed, progress=False).payloads
 
 # %% ../../nbs/11_audit/12_arms.ipynb #e76b3648
 WRITES_FIRST = 16 # tokens before the receiver's own activation, where the channel has none
@@ -112,7 +114,7 @@ def _sends_again(case, kind=None, **changes):
     "The message of a channel that is made otherwise."
     c = _again(case.channel, kind, **changes)
     c.chance = derive_seed(case.seed, 'random_map')
-    return Arm([c.send(case.sender, case.prompts(case.tasks), case.seeds('send'))])
+    return Arm([case.sent(case.tasks, c)])
 
 def _gates(case, name):
     "C2C with new projectors: closed, as they begin, or open."
@@ -164,10 +166,11 @@ def words_of_messages(case:Case)->list[Words]: # one an item
     "The messages as words."
     first = case.payloads[0]
     if isinstance(first, KeyValues): # the context
-        texts, tok = ['\n'.join(t['content'] for t in p) for p in case.prompts(case.tasks)], case.sender.tokenizer
+        read = [knowing_prompt(t) if case.channel.same_prompt else t.prompt for t in case.tasks]
+        texts, tok = ['\n'.join(t['content'] for t in p) for p in read], case.sender.tokenizer
         if tok is None: raise InterlatError("text: a context of token ids has no words; the sender needs a tokenizer")
         return [Words(tok(t, add_special_tokens=False).input_ids, t) for t in texts]
-    if isinstance(first, Activation): return Text(case.tokens).send(case.sender, case.prompts(case.tasks), case.seeds('text'))
+    if isinstance(first, Activation): return case.sent(case.tasks, Text(case.tokens))
     if odd := [i for i, p in enumerate(case.payloads) if len(p.token_ids) != p.positions or min(p.token_ids, default=0) < 0]:
         raise InterlatError(f"text: no words were written with the message of item {odd[0]}")
     return [Words(p.token_ids, p.text) for p in case.payloads]
@@ -208,7 +211,7 @@ def oracle_arm(case:Case)->Arm:
 def constant_arm(case:Case)->Arm:
     "One message for all items. Raises `InterlatError` without items to train on, and as `learned_constant` does."
     if not case.train: raise InterlatError("learned_constant is trained on other items; give some (train)")
-    sent = case.channel.send(case.sender, case.prompts(case.train), [derive_seed(case.seed, 'send', t.task_id) for t in case.train])
+    sent = case.sent(case.train)
     length = max(1, round(float(np.median([p.positions for p in case.payloads]))))
     parts, losses = learned_constant(case.channel, case.actor, case.train, sent, length, case.steps, derive_seed(case.seed, 'constant'))
     made = [filled(p, parts) for p in case.payloads]

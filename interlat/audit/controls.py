@@ -14,7 +14,7 @@ from math import floor
 import torch
 from torch import Tensor
 from ..core.basics import *
-from ..messages.packet import *
+from ..messages.codec import *
 from ..compression.reason import embedding_table
 from ..channels.payloads import *
 from ..channels.keyvalues import *

@@ -13,6 +13,7 @@ from ..core.basics import *
 from ..core.tasks import *
 from ..models.lm import *
 from ..channels.protocol import *
+from ..evaluation.sending import *
 from .answers import *
 from .drawn import *
 
@@ -30,7 +31,7 @@ class Arm:
 
     def said(self, r:int, some:list[int], channel, actor, conversations, answers)->list[Tensor]: # as `forced`, of some items in a round
         "What the receiver would say."
-        own = self.channel or channel, self.actor or actor, [asked(t) for t in self.tasks] if self.tasks else conversations
+        own = self.channel or channel, self.actor or actor, [actor_prompt(t) for t in self.tasks] if self.tasks else conversations
         return forced(*own[:2], *([xs[i] for i in some] for xs in (own[2], self.rounds[r], answers)), masked=self.masked)
 
 def _batches(n, size, again, seed):

@@ -7,7 +7,7 @@ __all__ = ['KeyValues', 'Rotation', 'rotation', 'HoledLayer', 'HoledRows', 'chec
            'join_caches']
 
 # %% ../../nbs/09_channels/02_keyvalues.ipynb #233ee0d3
-from dataclasses import dataclass, replace
+from dataclasses import InitVar, dataclass, replace
 
 import torch
 from torch import Tensor
@@ -27,18 +27,20 @@ class KeyValues:
     values:list[Tensor] # of each layer (G, T, d)
     at:list[Tensor] # of each layer (T,), the positions that its keys were turned by
     next:int # position of the token that comes after
+    given:InitVar[bool]=False # are the tensors handed over? Otherwise they are copied
     kind = 'cache'
 
-    def __post_init__(self):
+    def __post_init__(self, given):
         if not len(self.keys) == len(self.values) == len(self.at) > 0:
             raise InterlatError(f"a cache needs keys, values and positions of each layer, "
                                 f"found {len(self.keys)}, {len(self.values)} and {len(self.at)}")
         for l, (k, v, at) in enumerate(zip(self.keys, self.values, self.at)):
             if k.dim() != 3 or v.shape[:2] != k.shape[:2] or at.shape != k.shape[1:2]:
                 raise InterlatError(f"a cache has (heads, tokens, size) and a position a token, "
-                                    f"found {tuple(k.shape)}, {tuple(v.shape)} and "
-                                    f"{tuple(at.shape)} in layer {l}")
-        self.keys, self.values, self.at = ([own(x) for x in part] for part in (self.keys, self.values, self.at))
+                                    f"found {tuple(k.shape)}, {tuple(v.shape)} and {tuple(at.shape)} in layer {l}")
+            if (k.is_floating_point(), v.dtype, at.is_floating_point()) != (True, k.dtype, False):
+                raise InterlatError(f"a cache has floats at whole positions, found {k.dtype}, {v.dtype} and {at.dtype} in layer {l}")
+        self.keys, self.values, self.at = ([taken(x, given) for x in part] for part in (self.keys, self.values, self.at))
 
     @property
     def lengths(self)->list[int]: return [k.shape[1] for k in self.keys] # tokens of each layer
@@ -77,10 +79,11 @@ class KeyValues:
     @classmethod
     def from_tensors(cls,
         tensors:dict[str,Tensor], # as `to_tensors` gives them
+        given:bool=False, # are they handed over? Otherwise they are copied
     )->'KeyValues':
         "The payload again."
         layers = range(sum(name.startswith('k.') for name in tensors))
-        return cls(*([tensors[f'{name}.{l}'] for l in layers] for name in ('k', 'v', 'at')), int(tensors['next']))
+        return cls(*([tensors[f'{name}.{l}'] for l in layers] for name in ('k', 'v', 'at')), int(tensors['next']), given)
 
     def __repr__(self):
         (heads, _, size), shared = self.keys[0].shape, sorted(set(self.lengths))
@@ -142,12 +145,9 @@ def rotation(
 # %% ../../nbs/09_channels/02_keyvalues.ipynb #48663220
 class HoledLayer(GrowingLayer):
     "A layer that lacks some of the slots that others have."
-    more = ('hidden',) # (B, 1, T, 1) True on slots that this layer does not have
-    hidden = None
-
-    def update(self, key_states, value_states, *args, **kwargs):
-        "Append keys and values, none of them hidden."
-        new = key_states.new_zeros(len(key_states), 1, key_states.shape[2], 1, dtype=torch.bool)
+    more, hidden = ('hidden',), None # (B, 1, T, 1) True on slots that this layer does not have
+    def update(self, key_states, value_states, *args, **kwargs): # as in `GrowingLayer`; nothing of it is hidden
+        new = torch.zeros_like(key_states[:,:1,:,:1], dtype=torch.bool)
         self.hidden = new if self.hidden is None else torch.cat([self.hidden, new], 2)
         return super().update(key_states, value_states, *args, **kwargs)
 

@@ -139,6 +139,7 @@ class Channel:
     needs = frozenset() # of `NEEDS`
     trained = '' # what of it is trained, in words; '': nothing
     reads = object # class of its payloads
+    same_prompt = False # does the sender read what the actor reads, position by position?
 
     def of(self,
         actor:Agent, # a causal language model, or one with an adapter
@@ -161,7 +162,8 @@ class Channel:
     def reader(self, actor:Agent)->Agent: return actor # the language model that reads on, of an actor as `of` gives it
     def positions(self, actor:Agent, payload)->int: return 0 if payload is None else payload.positions # that it takes in a conversation
     def reach(self, chat:Chat)->int: return len(chat) # how many of its ids must stay as they were, or the message is to be read anew
-    def shortened(self, payload, n:int): return payload # for a conversation of which n ids are left, where it reached further
+    def chat(self, conversation:Conversation)->Chat: return conversation.chat # as the channel reads it at its opening
+    def shortened(self, payload, chat:Chat): return payload # for what is left of a conversation, where it reached further
 
     def send(self,
         sender:Agent, # a causal language model in eval mode
@@ -217,7 +219,8 @@ class Channel:
     def nbytes(self, payload)->int: return 0 if payload is None else payload.nbytes # what a message costs, in its own number type
 
     def __repr__(self):
-        options = ', '.join(f'{k}={v!r}' for k, v in vars(self).items() if not isinstance(v, (Tensor, torch.nn.Module)))
+        def learned(v): return isinstance(v, (Tensor, torch.nn.Module)) or isinstance(v, tuple) and any(map(learned, v))
+        options = ', '.join(f'{k}={v!r}' for k, v in vars(self).items() if not learned(v))
         return f"{type(self).__name__}({options})"
 
 # %% ../../nbs/09_channels/03_protocol.ipynb #9b85e125

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['GamesArguments', 'games', 'main_games', 'ProblemsArguments', 'problems', 'main_problems', 'CollectArguments',
-           'collect', 'main_collect', 'train', 'main_train', 'compress', 'main_compress', 'evaluate', 'main_eval',
-           'ReplayArguments', 'replay', 'main_replay', 'send', 'main_send', 'receive', 'main_receive']
+           'collect', 'main_collect', 'train', 'main_train', 'compress', 'main_compress', 'fuse', 'main_fuse',
+           'evaluate', 'main_eval', 'ReplayArguments', 'replay', 'main_replay', 'send', 'main_send', 'receive',
+           'main_receive']
 
 # %% ../../nbs/14_commands/06_cli.ipynb #1f7ced4c
 import os
@@ -159,6 +160,21 @@ def compress(
     if trainer.args.process_index == 0: print(f"{trainer.kept}\nsaved in {trainer.args.output_dir}")
 
 def main_compress(): command(compress)
+
+# %% ../../nbs/14_commands/06_cli.ipynb #d4533b2d
+def fuse(
+    argv:list[str], # words of the command line
+)->None:
+    "Train a channel's projectors; they, their checkpoints and `log.csv` go to `--output_dir`."
+    from interlat.channels.fusing import FusionArguments, FusionConfig
+    from interlat.commands.sources import SOURCES
+    from interlat.commands.train import fuse_from
+    about = "Projectors that fuse one model's keys and values into another's (the channel c2c)."
+    config, args, data = parse((FusionConfig, FusionArguments), argv, about, SOURCES, 'alfworld')
+    trainer = fuse_from(config, data, args)
+    if trainer.args.process_index == 0: print(f"{len(trainer.kept)} projectors saved in {trainer.args.output_dir}")
+
+def main_fuse(): command(fuse)
 
 # %% ../../nbs/14_commands/06_cli.ipynb #bf660523
 def evaluate(

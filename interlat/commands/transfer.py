@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ..core.basics import *
 from ..core.arguments import *
 from ..messages.basis import *
-from ..messages.packet import *
+from ..messages.codec import *
 from ..messages.message import *
 from ..messages.mailbox import *
 from ..messages.channel import *

@@ -6,10 +6,11 @@
 __all__ = ['join_rows', 'ChannelSpeaker', 'speaker_for']
 
 # %% ../../nbs/10_evaluation/00_speaking.ipynb #3fa90293
+from dataclasses import replace
+
 import torch
 
 from ..models.lm import *
-from ..models.chat import *
 from ..models.sampling import *
 from ..models.cache import *
 from ..agents.speaker import *
@@ -80,14 +81,15 @@ class ChannelSpeaker(Speaker):
     def _opening(self, seat):
         "What a payload is read with: the whole conversation, or that of its opening which is still there, if the payload reaches so far."
         now, was, reach = seat.chat.chat, seat.opening, self.channel.reach
-        if was is None or reach(was) == reach(now): return now
+        if was is None: return self.channel.chat(seat.chat)
+        if reach(was) == reach(now): return now
         same = next((i for i, (a, b) in enumerate(zip(was.input_ids, now.input_ids)) if a != b), min(len(was), len(now)))
         n = max(same, now.insert_at)
-        return Chat(now.input_ids[:n], now.assistant_mask[:n], now.insert_at)
+        return replace(was, input_ids=now.input_ids[:n], assistant_mask=now.assistant_mask[:n], insert_at=now.insert_at)
 
     def opened(self, seats): # as in `Speaker`
         chats = [self._opening(s) for s in seats]
-        def heard(s, chat): return s.payload if s.payload is None or s.opening is None else self.channel.shortened(s.payload, len(chat))
+        def heard(s, chat): return s.payload if s.payload is None or s.opening is None else self.channel.shortened(s.payload, chat)
         rows, z = self.channel.opened(self.agent, chats, [heard(s, chat) for s, chat in zip(seats, chats)], self.masked)
         real = rows.mask.sum(1).tolist()
         self.computed, self.padded = self.computed + sum(real), self.padded + rows.padded

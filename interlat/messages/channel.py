@@ -33,7 +33,7 @@ class SocketOutbox(Sender):
     "The sender's end of a socket; made by `connect`."
     def __init__(self,
         address:str, # 'host:port' of a `SocketInbox`
-        codec:str='float32', # a name in `CODECS`
+        codec:str|None=None, # a name in `CODECS`; None: what a message is packed in by default
         basis:Basis|None=None, # that the receiver has too
         words:bool=True, # token ids and text as well
         timeout:float=60., # seconds to wait for a receiver to listen, to take bytes, and to answer
@@ -66,13 +66,13 @@ class SocketOutbox(Sender):
         self._selector.register(s, selectors.EVENT_READ | selectors.EVENT_WRITE)
 
     def _push(self, raw):
-        "Send; False if an answer comes before all is out."
-        view = memoryview(raw)
-        while view:
-            ready = self._look(self.timeout)
-            if not ready: raise TimeoutError(f"it took nothing for {self.timeout:g} s")
-            if ready & selectors.EVENT_READ: return False
-            view = view[self._socket.send(view[:2**20]):]
+        "Send a packet, sealed if there is a key; False if an answer comes before all is out."
+        for view in map(memoryview, self._signer.parts(raw)):
+            while view:
+                ready = self._look(self.timeout)
+                if not ready: raise TimeoutError(f"it took nothing for {self.timeout:g} s")
+                if ready & selectors.EVENT_READ: return False
+                view = view[self._socket.send(view[:2**20]):]
         return True
 
     def _line(self):
@@ -85,7 +85,7 @@ class SocketOutbox(Sender):
     def _exchange(self, raw):
         "The answer to a packet, and its reason."
         self._connect()
-        try: whole, line = self._push(self._signer.sign(raw)), self._line()
+        try: whole, line = self._push(raw), self._line()
         except OSError as e:
             self.close(done=False)
             lost = f"the receiver at {self.address} was lost: {first_line(e)}"
@@ -96,11 +96,11 @@ class SocketOutbox(Sender):
         return verdict, line[1:].decode('utf-8', 'replace').strip()
 
     def send(self,
-        message:LatentMessage, # what to send
+        message, # `LatentMessage`, or something else with `task_id` and `pack`
     )->bool: # False: one for its task is there already
         """Send a message and wait until the receiver has dealt with it.
         Raises `Refused` with its reason, `InterlatError` if there is no receiver any more."""
-        verdict, why = self._exchange(message.pack(*self._how))
+        verdict, why = self._exchange(message.pack(**self._how))
         if verdict in (REFUSED, CLOSED): raise Refused(f"refused by {self.address}: {why}")
         return verdict == TAKEN
 
@@ -231,7 +231,7 @@ class SocketInbox(Receiver):
 # %% ../../nbs/02_messages/07_channel.ipynb #c4a1000d
 def connect(
     to:str|Path, # 'host:port' of a receiver on this machine, or a folder
-    codec:str='float32', # how numbers are written: a name in `CODECS`
+    codec:str|None=None, # how numbers are written: a name in `CODECS`; None: messages of states in float32, parcels as they are
     basis:Basis|None=None, # that the receiver has too; None: the states themselves
     words:bool=True, # send token ids and text as well
     timeout:float=60., # seconds to wait for the receiver; not used for a folder

@@ -59,8 +59,12 @@ def sign_packet(
     number:int, # of the envelope in its run; a later one has a higher number
 )->bytes:
     "A packet in an envelope."
+    return b''.join(_enveloped(raw, secret, run, number))
+
+def _enveloped(raw, secret, run, number):
+    "The parts of an envelope, of which the packet is one: it is not copied."
     head = _HEAD.pack(SIGNED_MAGIC, SIGNED_VERSION, _HEAD.size + len(raw) + _TAG, run, number)
-    return b''.join((head, raw, _tag(secret, head, raw)))
+    return head, raw, _tag(secret, head, raw)
 
 # %% ../../nbs/02_messages/03b_signing.ipynb #0cc7fd36
 _MISMATCH = {True: "packet is not signed, and only signed ones are taken here; have its sender use the key file too (key)",
@@ -69,8 +73,14 @@ _MISMATCH = {True: "packet is not signed, and only signed ones are taken here; h
 def wire_size(
     raw:bytes, # the beginning of what has come
     signed:bool, # whether envelopes are expected, or packets
+    most:int|None=None, # bytes that are taken; None: any
 )->int|None: # bytes of the whole; None: it is too short to tell
-    "`packet_size`, of an envelope where packets are signed. Raises `InterlatError` if it is neither, or the other one."
+    "`packet_size`, of an envelope where packets are signed. Raises `InterlatError` if it is neither, the other one, or too large."
+    size = _wire_size(raw, signed)
+    if None not in (size, most) and size > most: raise InterlatError(f"packet of {size:,} bytes, at most {most:,} are taken")
+    return size
+
+def _wire_size(raw, signed):
     first = bytes(raw[:len(SIGNED_MAGIC)])
     other = PACKET_MAGIC if signed else SIGNED_MAGIC
     if first == other: raise InterlatError(_MISMATCH[signed])
@@ -83,7 +93,7 @@ def wire_size(
 def open_envelope(
     raw:bytes, # what `sign_packet` gave
     secret:bytes, # the key that it was sealed with
-)->tuple[bytes, bytes, int]: # the packet; the sender's run, and the number in it
+)->tuple[memoryview, bytes, int]: # the packet, in `raw` itself; the sender's run, and the number in it
     """Verify an envelope. Raises `BadSignature` if it is not what was sealed with this key,
     `InterlatError` if it is none, is cut short, or is of another version."""
     size = wire_size(raw, signed=True)
@@ -95,7 +105,7 @@ def open_envelope(
     view = memoryview(raw)
     if not hmac.compare_digest(_tag(secret, view[:-_TAG]), view[-_TAG:]):
         raise BadSignature("signature does not fit: the packet was altered, or sealed with another key; use one key file on both sides")
-    return bytes(view[_HEAD.size:-_TAG]), run, number
+    return view[_HEAD.size:-_TAG], run, number
 
 # %% ../../nbs/02_messages/03b_signing.ipynb #f6584751
 class Replayed(InterlatError):
@@ -152,9 +162,15 @@ class Signer:
         raw:bytes, # a packet
     )->bytes: # what goes out
         "A packet in its envelope, numbered."
-        if self._secret is None: return raw
+        return b''.join(self.parts(raw))
+
+    def parts(self,
+        raw:bytes, # a packet
+    )->tuple[bytes, ...]: # what goes out, one after the other; the packet is one of them
+        "The same, uncopied."
+        if self._secret is None: return (raw,)
         self._number += 1
-        return sign_packet(raw, self._secret, self._run, self._number)
+        return _enveloped(raw, self._secret, self._run, self._number)
 
 class Verifier:
     "Opens what a receiver gets; raises `InterlatError` for a key file that is none, or that another receiver uses."
@@ -168,6 +184,9 @@ class Verifier:
     def signed(self)->bool:
         "Whether envelopes are expected."
         return self._secret is not None
+
+    @property
+    def before(self)->int: return _HEAD.size if self.signed else 0 # bytes that stand before a packet
 
     def open(self,
         raw:bytes, # what has come, whole
