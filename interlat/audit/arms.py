@@ -73,13 +73,15 @@ def why_no_self(
     if wanted <= {width}: return ''
     return f"the interface reads states of width {sorted(wanted)[0]}, the receiver's are of width {width}; SSG is not measured"
 
+def _as_found(gap): return f"{gap['mean']:.1f} positions apart on average, {gap['largest']} at most, before they were made as long"
+
 def self_arm(case:Case)->Arm: # M_self
     if why := why_no_self(case): raise InterlatError(f"self: {why}")
     c = case.own_channel or case.channel
     if c.name == 'ac' and not c.write: c = _again(c, write=WRITES_FIRST)
     made, me = c.send(case.me, case.conversations, case.seeds('self')), Beside(sender=case.me)
     arm = [matched(p, own, turn_for(me, own), me.spell) for p, own in zip(made, case.payloads)]
-    return Arm([arm], channel=case.own_channel, note=f"lengths before matching: {gaps(made, case.payloads)}")
+    return Arm([arm], channel=case.own_channel, note=_as_found(gaps(made, case.payloads)))
 
 # %% ../../nbs/11_audit/12_arms.ipynb #761a7631
 def _turned(W, seed):
@@ -235,7 +237,8 @@ def arm(
     beside = replace(case.beside, loss=case.beside.loss or _loss_of(case)) if stem == 'adversarial' else case.beside
     made = controlled(name, case.payloads, beside, case.seed)
     if stem in _WITH_PARTNERS: rounds = partner_rounds(stem, case.payloads, case.beside, case.seed)
-    note = f"lengths as found: {_as_found(stem, rounds, case)}" if rounds else ''
+    pool = case.beside.pool if stem == 'cross_benchmark' else case.payloads
+    note = _as_found(achieved(case.payloads, [[pool[j] for j in r] for r in rounds])) if rounds else ''
     return Arm(made, rounds, masked=stem == 'masked', note=note)
 
 def _loss_of(case):
@@ -246,8 +249,3 @@ def _loss_of(case):
         said, = read_forced(c, actor, chats[i:i+1], [filled(case.payloads[i], dict(h=h))], [y])
         return torch.nn.functional.cross_entropy(said, torch.tensor(y, device=said.device))
     return loss
-
-def _as_found(stem, rounds, case):
-    "How far partners were from the own messages, in positions, before they were made as long."
-    pool = case.beside.pool if stem == 'cross_benchmark' else case.payloads
-    return achieved(case.payloads, [[pool[j] for j in r] for r in rounds])
