@@ -9,7 +9,8 @@ from interlat.channels import channel
 from interlat.channels.payloads import Words
 from interlat.core.basics import InterlatError
 from interlat.core.tasks import Task
-from interlat.audit.answers import answer_ids, asked, filled, forced, answer_logprob, learned_constant, read_forced, right_answer
+from interlat.audit.answers import answer_ids, filled, forced, answer_logprob, learned_constant, read_forced, right_answer
+from interlat.evaluation.sending import actor_prompt
 from interlat.models.chat import Chat
 from interlat.models.lm import Agent
 from interlat.models.tiny import *
@@ -153,7 +154,7 @@ def test_steps_that_are_words(agent):
 @pytest.mark.parametrize('name', ['cipher', 'interlat', 'own_tokens'])
 def test_an_adversarial_arm_makes_the_right_answer_less_likely(agent, name):
     c = case(name, agent)
-    ys = [answer_ids(c.me, asked(t), right_answer(t)) for t in c.tasks]
+    ys = [answer_ids(c.me, actor_prompt(t), right_answer(t)) for t in c.tasks]
     before, after = (answer_logprob(forced(*c.setting, p, ys), ys) for p in (c.payloads, arm('adversarial', c).rounds[0]))
     assert (after <= before + 1e-5).all() and after.mean() < before.mean() - .01
 
@@ -161,5 +162,5 @@ def test_an_adversarial_arm_makes_the_right_answer_less_likely(agent, name):
 def test_the_oracle_reads_what_the_sender_knows(agent):
     c = case('kvcomm', agent)
     told = arm('oracle', c)
-    assert [asked(t)[0]['content'] for t in told.tasks] == [f"{t.known}\n{t.turns[0]['content']}" for t in c.tasks] and told.rounds == [[None]*5]
+    assert [actor_prompt(t)[0]['content'] for t in told.tasks] == [f"{t.known}\n{t.turns[0]['content']}" for t in c.tasks] and told.rounds == [[None]*5]
     with pytest.raises(InterlatError, match='has nothing to hide'): arm('oracle', Case(**{**vars(c), 'tasks': [Task('a', 'b', [dict(role='user', content='x')], turns=TASKS[0].turns)]}))

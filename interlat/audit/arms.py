@@ -24,6 +24,7 @@ from ..channels.protocol import *
 from ..channels.latentmas import *
 from ..channels.statebridge import *
 from ..channels.bench import *
+from ..evaluation.sending import *
 from .matching import *
 from .drawn import *
 from .controls import *
@@ -49,12 +50,13 @@ class Case:
     @property
     def me(self)->Agent: return self.channel.reader(self.channel.of(self.actor)) # the receiver's language model
     @property
-    def conversations(self)->list: return [asked(t) for t in self.tasks]
+    def conversations(self)->list: return [actor_prompt(t) for t in self.tasks]
     @property
     def setting(self)->tuple: return self.channel, self.actor, self.conversations # as `forced` takes it
 
     def seeds(self, what:str)->list[int]: return [derive_seed(self.seed, what, t.task_id) for t in self.tasks] # one an item
-    def prompts(self, tasks:list[Task])->list: return [asked(t) if self.channel.name == 'c2c' else t.prompt for t in tasks] # c2c: both read the same
+    def sent(self, tasks:list[Task], channel:Channel|None=None)->list: # by the sender
+        return make_messages(channel or self.channel, self.sender, tasks, seed=self.seed, progress=False).payloads
 
 # %% ../../nbs/11_audit/12_arms.ipynb #e76b3648
 WRITES_FIRST = 16 # tokens before the receiver's own activation, where the channel has none
@@ -71,13 +73,15 @@ def why_no_self(
     if wanted <= {width}: return ''
     return f"the interface reads states of width {sorted(wanted)[0]}, the receiver's are of width {width}; SSG is not measured"
 
+def _as_found(gap): return f"{gap['mean']:.1f} positions apart on average, {gap['largest']} at most, before they were made as long"
+
 def self_arm(case:Case)->Arm: # M_self
     if why := why_no_self(case): raise InterlatError(f"self: {why}")
     c = case.own_channel or case.channel
     if c.name == 'ac' and not c.write: c = _again(c, write=WRITES_FIRST)
     made, me = c.send(case.me, case.conversations, case.seeds('self')), Beside(sender=case.me)
     arm = [matched(p, own, turn_for(me, own), me.spell) for p, own in zip(made, case.payloads)]
-    return Arm([arm], channel=case.own_channel, note=f"lengths before matching: {gaps(made, case.payloads)}")
+    return Arm([arm], channel=case.own_channel, note=_as_found(gaps(made, case.payloads)))
 
 # %% ../../nbs/11_audit/12_arms.ipynb #761a7631
 def _turned(W, seed):
@@ -112,7 +116,7 @@ def _sends_again(case, kind=None, **changes):
     "The message of a channel that is made otherwise."
     c = _again(case.channel, kind, **changes)
     c.chance = derive_seed(case.seed, 'random_map')
-    return Arm([c.send(case.sender, case.prompts(case.tasks), case.seeds('send'))])
+    return Arm([case.sent(case.tasks, c)])
 
 def _gates(case, name):
     "C2C with new projectors: closed, as they begin, or open."
@@ -164,10 +168,11 @@ def words_of_messages(case:Case)->list[Words]: # one an item
     "The messages as words."
     first = case.payloads[0]
     if isinstance(first, KeyValues): # the context
-        texts, tok = ['\n'.join(t['content'] for t in p) for p in case.prompts(case.tasks)], case.sender.tokenizer
+        read = [knowing_prompt(t) if case.channel.same_prompt else t.prompt for t in case.tasks]
+        texts, tok = ['\n'.join(t['content'] for t in p) for p in read], case.sender.tokenizer
         if tok is None: raise InterlatError("text: a context of token ids has no words; the sender needs a tokenizer")
         return [Words(tok(t, add_special_tokens=False).input_ids, t) for t in texts]
-    if isinstance(first, Activation): return Text(case.tokens).send(case.sender, case.prompts(case.tasks), case.seeds('text'))
+    if isinstance(first, Activation): return case.sent(case.tasks, Text(case.tokens))
     if odd := [i for i, p in enumerate(case.payloads) if len(p.token_ids) != p.positions or min(p.token_ids, default=0) < 0]:
         raise InterlatError(f"text: no words were written with the message of item {odd[0]}")
     return [Words(p.token_ids, p.text) for p in case.payloads]
@@ -208,7 +213,7 @@ def oracle_arm(case:Case)->Arm:
 def constant_arm(case:Case)->Arm:
     "One message for all items. Raises `InterlatError` without items to train on, and as `learned_constant` does."
     if not case.train: raise InterlatError("learned_constant is trained on other items; give some (train)")
-    sent = case.channel.send(case.sender, case.prompts(case.train), [derive_seed(case.seed, 'send', t.task_id) for t in case.train])
+    sent = case.sent(case.train)
     length = max(1, round(float(np.median([p.positions for p in case.payloads]))))
     parts, losses = learned_constant(case.channel, case.actor, case.train, sent, length, case.steps, derive_seed(case.seed, 'constant'))
     made = [filled(p, parts) for p in case.payloads]
@@ -232,7 +237,8 @@ def arm(
     beside = replace(case.beside, loss=case.beside.loss or _loss_of(case)) if stem == 'adversarial' else case.beside
     made = controlled(name, case.payloads, beside, case.seed)
     if stem in _WITH_PARTNERS: rounds = partner_rounds(stem, case.payloads, case.beside, case.seed)
-    note = f"lengths as found: {_as_found(stem, rounds, case)}" if rounds else ''
+    pool = case.beside.pool if stem == 'cross_benchmark' else case.payloads
+    note = _as_found(achieved(case.payloads, [[pool[j] for j in r] for r in rounds])) if rounds else ''
     return Arm(made, rounds, masked=stem == 'masked', note=note)
 
 def _loss_of(case):
@@ -243,8 +249,3 @@ def _loss_of(case):
         said, = read_forced(c, actor, chats[i:i+1], [filled(case.payloads[i], dict(h=h))], [y])
         return torch.nn.functional.cross_entropy(said, torch.tensor(y, device=said.device))
     return loss
-
-def _as_found(stem, rounds, case):
-    "How far partners were from the own messages, in positions, before they were made as long."
-    pool = case.beside.pool if stem == 'cross_benchmark' else case.payloads
-    return achieved(case.payloads, [[pool[j] for j in r] for r in rounds])

@@ -81,7 +81,7 @@ def check_restored(
 
 def check_ends(
     table:pd.DataFrame, # of `set_back`
-    noise:float=1e-4, # nats
+    noise:float=SAYS_NOTHING, # nats
 )->None:
     "The check `restored` of a table of NLD. Where the two messages are worth the same at every item, its ends must be so too."
     if not table['nld everything'].isna().all(): return check_restored(table['nld everything'], table['nld nothing'], ids=list(table.index))

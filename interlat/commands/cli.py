@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['GamesArguments', 'games', 'main_games', 'ProblemsArguments', 'problems', 'main_problems', 'CollectArguments',
            'collect', 'main_collect', 'train', 'main_train', 'compress', 'main_compress', 'fuse', 'main_fuse',
-           'evaluate', 'main_eval', 'ReplayArguments', 'replay', 'main_replay', 'send', 'main_send', 'receive',
-           'main_receive']
+           'evaluate', 'main_eval', 'audit', 'main_audit', 'ReplayArguments', 'replay', 'main_replay', 'send',
+           'main_send', 'receive', 'main_receive']
 
 # %% ../../nbs/14_commands/06_cli.ipynb #1f7ced4c
 import os
@@ -201,6 +201,24 @@ def evaluate(
     evaluate_from(*parse(EvalArguments, argv, EvalArguments.__doc__, EVALUATED))
 
 def main_eval(): command(evaluate)
+
+# %% ../../nbs/14_commands/06_cli.ipynb #41939f75
+def audit(
+    argv:list[str], # words of the command line
+)->None:
+    "Audit a channel, plan an audit, or lay two side by side."
+    if argv[:1] == ['plan']:
+        from interlat.commands.plan import PlanArguments, plan_from
+        return plan_from(*parse(PlanArguments, argv[1:], PlanArguments.__doc__))
+    if argv[:1] == ['compare']:
+        from interlat.commands.verdict import both_audits
+        if len(argv) != 3: raise InterlatError(f"compare takes the folders of two audits, found {' '.join(argv[1:]) or 'none'}")
+        return print(both_audits(argv[1:]))
+    from interlat.commands.audit import AuditArguments, audit_from
+    from interlat.commands.evaluate import EVALUATED
+    audit_from(*parse(AuditArguments, argv, AuditArguments.__doc__, EVALUATED))
+
+def main_audit(): command(audit)
 
 # %% ../../nbs/14_commands/06_cli.ipynb #d1882745
 @dataclass

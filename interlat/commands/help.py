@@ -20,7 +20,7 @@ from .cli import *
 HELPED = {'interlat-games': games, 'interlat-problems': problems, 'interlat-replay': replay,
           'interlat-send': send, 'interlat-receive': receive}
 HELPED_BY_KIND = {'interlat-collect': collect, 'interlat-train': train, 'interlat-compress': compress, 'interlat-fuse': fuse,
-                  'interlat-eval': evaluate}
+                  'interlat-eval': evaluate, 'interlat-audit': audit}
 
 def spoken_help(
     name:str, # of a command
