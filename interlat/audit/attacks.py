@@ -16,7 +16,8 @@ from ..channels.payloads import *
 # %% ../../nbs/11_audit/06_attacks.ipynb #37dc24a3
 def _rows(of, payload):
     "The vectors of a payload; raises `InterlatError` if it is no row of vectors, or holds none."
-    if not isinstance(payload, States): raise InterlatError(f"{of}: only payloads of states are attacked here, found {type(payload).__name__}")
+    if not isinstance(payload, States):
+        raise InterlatError(f"{of}: only payloads of states are attacked here, found {type(payload).__name__}")
     if not len(payload.h): raise InterlatError(f"{of}: the message has no rows")
     return payload.h
 
@@ -35,11 +36,13 @@ def turned(
     for step in range(steps + 1):
         now = now.detach().requires_grad_()
         with torch.enable_grad(): value = loss(now.to(h.dtype))
-        if not value.isfinite(): raise InterlatError(f"adversarial: the actor's loss is {value.item()} after {step} steps; take smaller ones")
+        if not value.isfinite():
+            raise InterlatError(f"adversarial: the actor's loss is {value.item()} after {step} steps; take smaller ones")
         if worst[0] is None or value.item() > worst[0]: worst = value.item(), now.detach().to(h.dtype) if step else h
         if step == steps: return worst[1]
         slope, = torch.autograd.grad(value, now, allow_unused=True) if value.requires_grad else (None,)
-        if slope is None: raise InterlatError("adversarial: the loss does not depend on the message; give one that reads the rows it is given")
+        if slope is None:
+            raise InterlatError("adversarial: the loss does not depend on the message; give one that reads the rows it is given")
         unit = now.detach()/norms.clamp(min=1e-30)
         across = slope - (slope*unit).sum(1, keepdim=True)*unit # what is left along a row would only stretch it
         there = now.detach() + size*norms*across/across.norm(dim=1, keepdim=True).clamp(min=1e-30)
@@ -88,7 +91,8 @@ def norm_check(
     check_range(0, 1, share=share)
     h, honest = _rows('norm check', payload), [_rows('reference', p) for p in ([reference] if isinstance(reference, States) else list(reference))]
     if not honest: raise InterlatError("norm check needs honest messages as reference, found none")
-    if widths := {r.shape[1] for r in honest} - {h.shape[1]}: raise InterlatError(f"norm check: message of width {h.shape[1]}, reference of {sorted(widths)}")
+    if widths := {r.shape[1] for r in honest} - {h.shape[1]}:
+        raise InterlatError(f"norm check: message of width {h.shape[1]}, reference of {sorted(widths)}")
     norms, bounds = _norms(h), torch.cat([_norms(r) for r in honest]).quantile(torch.tensor([share/2, 1 - share/2]))
     low, high = bounds.tolist()
     slack = 1e-4*high # what rounding may do to a norm

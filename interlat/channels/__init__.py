@@ -7,9 +7,9 @@ __all__ = ['CHANNELS', 'channel', 'PAYLOADS', 'States', 'KeyValues', 'Activation
            'PayloadStore', 'NEEDS', 'Channel', 'Prefix', 'Received', 'Interlat', 'Text', 'LatentMAS', 'StateBridge',
            'OwnTokens', 'C2C', 'KVComm', 'Cipher', 'StateDelta', 'Activations', 'latentmas_realignment',
            'latentmas_embed', 'statebridge_fit', 'statebridge_align', 'statebridge_prefix', 'nearest_rows',
-           'C2CProjector', 'gate_temperature', 'c2c_mapping', 'c2c_ids', 'cipher_probs', 'cipher_embed', 'sde_deltas',
-           'ac_graft', 'kvcomm_importance', 'kvcomm_ranking', 'kvcomm_map', 'rotation', 'rows_with', 'caches_of',
-           'join_caches']
+           'C2CProjector', 'Projectors', 'gate_temperature', 'c2c_mapping', 'c2c_ids', 'c2c_chats', 'cipher_probs',
+           'cipher_embed', 'sde_deltas', 'ac_graft', 'ac_matrix', 'kvcomm_importance', 'kvcomm_ranking', 'kvcomm_map',
+           'rotation', 'rows_with', 'caches_of', 'join_caches']
 
 # %% ../../nbs/16_doors/11_channels.ipynb #feb306a8
 from .payloads import *
@@ -21,14 +21,16 @@ from .kvcomm import *
 from .cipher import *
 from .sde import *
 from .ac import *
-from .projector import *
+from ..agents.projector import *
 from .c2c import *
 from .parcels import *
 from .bench import *
 
 # %% ../../nbs/16_doors/11_channels.ipynb #42f63974
-_all_ = ['CHANNELS', 'channel', 'PAYLOADS', 'States', 'KeyValues', 'Activation', 'Deltas', 'Words', 'Parcel', 'ExpectedParcels', 'PayloadStore', 'NEEDS', 'Channel', 'Prefix', 'Received',
+_all_ = ['CHANNELS', 'channel', 'PAYLOADS', 'States', 'KeyValues', 'Activation', 'Deltas', 'Words', 'Parcel', 'ExpectedParcels',
+         'PayloadStore', 'NEEDS', 'Channel', 'Prefix', 'Received',
          'Interlat', 'Text', 'LatentMAS', 'StateBridge', 'OwnTokens', 'C2C', 'KVComm', 'Cipher', 'StateDelta', 'Activations',
          'latentmas_realignment', 'latentmas_embed', 'statebridge_fit', 'statebridge_align', 'statebridge_prefix', 'nearest_rows',
-         'C2CProjector', 'gate_temperature', 'c2c_mapping', 'c2c_ids', 'cipher_probs', 'cipher_embed', 'sde_deltas', 'ac_graft',
-         'kvcomm_importance', 'kvcomm_ranking', 'kvcomm_map', 'rotation', 'rows_with', 'caches_of', 'join_caches']
+         'C2CProjector', 'Projectors', 'gate_temperature', 'c2c_mapping', 'c2c_ids', 'c2c_chats', 'cipher_probs', 'cipher_embed',
+         'sde_deltas', 'ac_graft', 'ac_matrix', 'kvcomm_importance', 'kvcomm_ranking', 'kvcomm_map', 'rotation', 'rows_with', 'caches_of',
+         'join_caches']

@@ -14,7 +14,9 @@ from ..core.basics import *
 from ..models.lm import *
 from ..models.causal_lm import *
 from ..models.chat import *
+from ..models.cache import *
 from ..agents.actor import *
+from ..agents.speaker import *
 from .payloads import *
 from .protocol import *
 from .latentmas import *
@@ -57,22 +59,21 @@ class Interlat(_Writing):
     name, reads, trained = 'interlat', States, 'adapter and actor'
     def payload(self, h, ids, text): return States(h, ids, text) # of what was written
 
+    def of(self, actor): # as in `Channel`: with its adapter
+        if isinstance(actor.model, ModelWithInsertedHiddenState): return actor
+        raise InterlatError(f"the channel 'interlat' needs an actor with an adapter, found {type(actor.model).__name__}; "
+                            "train one, or load it with ModelWithInsertedHiddenState")
+
+    def reader(self, actor): return Agent(actor.model.base_model, actor.tokenizer) # as in `Channel`
+    def positions(self, actor, payload): return 0 if payload is None else block_length(actor.model, len(payload.h)) # as in `Channel`
+    def vectors(self, actor, payload): return actor.model.embed_message(payload.h[None].to(actor.model.device))[0] # as in `Prefix`
+
     @torch.no_grad()
-    def receive(self, actor, conversations, payloads, *how, **more): # as in `Channel`; the actor is a `ModelWithInsertedHiddenState`
-        model = actor.model
-        if not isinstance(model, ModelWithInsertedHiddenState):
-            raise InterlatError(f"the channel 'interlat' needs an actor with an adapter, found {type(model).__name__}; "
-                                "train one, or load it with ModelWithInsertedHiddenState")
-        blocks = [None if p is None else States(self._block(model, p)) for p in payloads]
-        return super().receive(Agent(model.base_model, actor.tokenizer), conversations, blocks, *how, **more)
-
-    def _block(self, model, p):
-        "What the actor inserts for a message."
-        self._known(p)
-        embeds = model.embed_message(p.h[None].to(model.device))
-        return model.block(embeds, torch.ones_like(embeds[...,0], dtype=torch.bool))[0][0]
-
-    def vectors(self, actor, payload): return payload.h # as in `Prefix`
+    def opened(self, actor, chats, payloads, masked): # as in `Channel`
+        lm = self.reader(actor).model
+        embeds = [None if p is None else self.vectors(actor, p) for p in payloads]
+        x, rows = with_messages(actor.model, chats, embeds, causal_lm(lm).stand_in, masked), Rows(lm, len(chats))
+        return rows, rows.read(x.embeds, x.attention_mask, x.input_ids)
 
 # %% ../../nbs/09_channels/13_bench.ipynb #a398ab3c
 _ALL = Interlat, Text, LatentMAS, StateBridge, OwnTokens, C2C, KVComm, Cipher, StateDelta, Activations

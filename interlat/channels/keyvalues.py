@@ -32,12 +32,10 @@ class KeyValues:
 
     def __post_init__(self, given):
         if not len(self.keys) == len(self.values) == len(self.at) > 0:
-            raise InterlatError(f"a cache needs keys, values and positions of each layer, "
-                                f"found {len(self.keys)}, {len(self.values)} and {len(self.at)}")
+            raise InterlatError(f"a cache needs keys, values and positions of each layer, found {len(self.keys)}, {len(self.values)} and {len(self.at)}")
         for l, (k, v, at) in enumerate(zip(self.keys, self.values, self.at)):
             if k.dim() != 3 or v.shape[:2] != k.shape[:2] or at.shape != k.shape[1:2]:
-                raise InterlatError(f"a cache has (heads, tokens, size) and a position a token, "
-                                    f"found {tuple(k.shape)}, {tuple(v.shape)} and {tuple(at.shape)} in layer {l}")
+                raise InterlatError(f"a cache has (heads, tokens, size) and a position a token, found {tuple(k.shape)}, {tuple(v.shape)} and {tuple(at.shape)} in layer {l}")
             if (k.is_floating_point(), v.dtype, at.is_floating_point()) != (True, k.dtype, False):
                 raise InterlatError(f"a cache has floats at whole positions, found {k.dtype}, {v.dtype} and {at.dtype} in layer {l}")
         self.keys, self.values, self.at = ([taken(x, given) for x in part] for part in (self.keys, self.values, self.at))
@@ -145,11 +143,11 @@ def rotation(
 # %% ../../nbs/09_channels/02_keyvalues.ipynb #48663220
 class HoledLayer(GrowingLayer):
     "A layer that lacks some of the slots that others have."
-    hidden = None # (B, T) True on slots of the payload that this layer does not have
-
-    def batch_select_indices(self, indices):
-        super().batch_select_indices(indices)
-        self.hidden = self.hidden[indices]
+    more, hidden = ('hidden',), None # (B, 1, T, 1) True on slots that this layer does not have
+    def update(self, key_states, value_states, *args, **kwargs): # as in `GrowingLayer`; nothing of it is hidden
+        new = torch.zeros_like(key_states[:,:1,:,:1], dtype=torch.bool)
+        self.hidden = new if self.hidden is None else torch.cat([self.hidden, new], 2)
+        return super().update(key_states, value_states, *args, **kwargs)
 
 class HoledRows(Rows):
     "`Rows` whose layers have kept different tokens."
@@ -172,7 +170,7 @@ class HoledRows(Rows):
         def change(module, args, kwargs):
             x = args[0] if args else kwargs['hidden_states']
             if 'attention_mask' not in kwargs: raise InterlatError(f"{type(module).__name__} takes no mask of its own; use all layers")
-            seen = self._seen(kept.hidden, x.shape[1])[:,None]
+            seen = self._seen(kept.hidden[:,0,:,0], x.shape[1])[:,None]
             return args, {**kwargs, 'attention_mask': torch.zeros_like(seen, dtype=x.dtype).masked_fill(~seen, torch.finfo(x.dtype).min)}
         return change
 
@@ -182,7 +180,7 @@ class HoledRows(Rows):
         slot, query = (torch.arange(k, width, device=self.mask.device) for k in (0, width-n))
         ahead = torch.zeros_like(self.mask[:,0].long()) if self.ahead is None else self.ahead*hidden.any(1)
         causal = slot <= query[None,:,None] + ahead[:,None,None]
-        return causal & (self.mask & ~torch.nn.functional.pad(hidden, (0, width-hidden.shape[1])))[:,None]
+        return causal & (self.mask & ~torch.nn.functional.pad(hidden, (0, n)))[:,None]
 
 # %% ../../nbs/09_channels/02_keyvalues.ipynb #b7296671
 def check_cache(
@@ -226,9 +224,9 @@ def rows_with(
     rows = (HoledRows if holes else Rows)(lm, len(payloads), 'holes')
     for l, like in enumerate(some[0].keys):
         layer = rows.cache.layers[l] = HoledLayer() if holes else GrowingLayer()
-        if holes: layer.hidden = mask & ~slot[:,l]
         def padded(part): return pad_caches([p and getattr(p, part)[l] for p in payloads], width, like).to(lm.device, lm.dtype)
         layer.update(padded('keys'), padded('values'))
+        if holes: layer.hidden = (mask & ~slot[:,l])[:,None,:,None]
     rows.mask = mask & (not masked)
     return rows
 

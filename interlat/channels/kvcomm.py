@@ -53,6 +53,7 @@ def _watched_attention(lm, said, published):
         k, v = (x.repeat_interleave(query.shape[1]//x.shape[1], 1) for x in (key, value))
         scores = query @ k.mT*(query.shape[-1]**-.5 if scaling is None else scaling)
         seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril(scores.shape[-1] - scores.shape[-2])
+        if attention_mask is not None: seen = seen & (attention_mask if attention_mask.dtype == torch.bool else attention_mask == 0)
         weights = scores.masked_fill(~seen, torch.finfo(scores.dtype).min).softmax(-1)
         said.append((scores + seen).softmax(-1) if published else weights)
         return (weights @ v).transpose(1, 2).contiguous(), weights
@@ -81,15 +82,29 @@ def kvcomm_importance(
 # %% ../../nbs/09_channels/06_kvcomm.ipynb #7f711f56
 SHORTS = ('causal', 'published', 'shift_back') # what layers do that keep one token
 
+def _read_in(lengths, m):
+    "Of each of an actor's m layers that one falls on, the sender's layer: of several the longest, else the first."
+    found = {}
+    for i, t in enumerate(kvcomm_map(len(lengths), m)):
+        if t not in found or lengths[i] > lengths[found[t]]: found[t] = i
+    return found
+
 class KVComm(Channel):
     "Keys and values of chosen layers. Raises `InterlatError` for options that there are not."
-    name, reads, needs = 'kvcomm', KeyValues, frozenset(['tokenizer', 'layers'])
+    name, reads, needs = 'kvcomm', KeyValues, frozenset(['tokenizer', 'heads'])
     def __init__(self,
-        layers:tuple[int,...]|None=None, # that keep all, counted from 0; 0 always does; None: all layers
+        layers:tuple[int,...]|None=None, # of the sender that keep all, counted from 0; 0 always does; None: all layers
         short:str='causal', # one of `SHORTS`
     ):
         check_choice(SHORTS, short=short)
         self.layers, self.short = None if layers is None else tuple(sorted({0, *layers})), short
+
+    def check(self, sender, actor): # as in `Channel`
+        super().check(sender, actor)
+        turns = [rotation(a.model).inv_freq for a in (sender, actor)]
+        if not (turns[0].shape == turns[1].shape and torch.allclose(*turns)):
+            raise InterlatError(f"{type(sender.model).__name__} and {type(actor.model).__name__} turn their keys by other angles; "
+                                "use another pair or another channel")
 
     @torch.no_grad()
     def send(self, sender, prompts, seeds=None): # as in `Channel`
@@ -97,18 +112,36 @@ class KVComm(Channel):
         for layer in self.layers or (): check_range(0, n-1, whole=True, layer=layer)
         read_ids(rows, [as_chat(sender, p).input_ids for p in prompts])
         whole = caches_of(rows, (rows.mask.cumsum(1) - 1).clamp(min=0))
-        return whole if self.layers is None else [self._thinned(sender.model, p) for p in whole]
+        return whole if self.layers is None else [self._thinned(sender.model, p, self.layers) for p in whole]
 
-    def _thinned(self, lm, p):
+    def _thinned(self, lm, p, layers):
         "A cache that keeps all tokens in the chosen layers, and the first one in the others."
-        kept = [slice(None) if l in self.layers else slice(1) for l in range(len(p.keys))]
+        kept = [slice(None) if l in layers else slice(1) for l in range(len(p.keys))]
         keys, values = ([x[:,k] for x, k in zip(xs, kept)] for xs in (p.keys, p.values))
         thin = KeyValues(keys, values, [at[k] for at, k in zip(p.at, kept)], p.next)
         if self.short != 'shift_back': return thin
-        return thin.moved(rotation(lm), [at if len(at) == p.positions else at + p.next - 1 for at in thin.at], p.next)
+        return thin.moved(rotation(lm), [at if len(at) == p.positions else torch.full_like(at, p.next - 1) for at in thin.at], p.next)
+
+    def mapped(self,
+        actor:Agent, # who reads
+        p:KeyValues, # of a sender of any depth
+    )->KeyValues: # of the actor's depth
+        "A cache in the layers that it is read in. Raises `InterlatError` where the heads differ."
+        m, s = len(layers_of(actor.model)), sizes(actor.model.config)
+        if (found := (p.keys[0].shape[0], p.keys[0].shape[2])) != (s.kv_heads, s.head_width):
+            raise InterlatError(f"kvcomm maps layers, not heads: the cache has {found[0]} of size {found[1]}, {type(actor.model).__name__} "
+                                f"{s.kv_heads} of {s.head_width}; use another pair, or c2c")
+        if (n := len(p.keys)) == m: return p
+        reads = _read_in(p.lengths, m)
+        which = [reads.get(t, i) for t, i in enumerate(kvcomm_map(m, n))]
+        keys, values, at = ([xs[i] for i in which] for xs in (p.keys, p.values, p.at))
+        return self._thinned(actor.model, KeyValues(keys, values, at, p.next), {0, *reads})
+
+    def reach(self, chat): return 0 # as in `Channel`: it lies below the conversation
 
     @torch.no_grad()
     def opened(self, actor, chats, payloads, masked): # as in `Channel`
+        payloads = [p and self.mapped(actor, p) for p in payloads]
         rows = rows_with(actor.model, payloads, masked)
         if self.short == 'published' and isinstance(rows, HoledRows) and not masked:
             rows.ahead = torch.tensor([0 if p is None else p.positions - 1 for p in payloads], device=rows.mask.device)
@@ -124,8 +157,10 @@ class KVComm(Channel):
     )->'KVComm': # with the chosen layers
         "The same channel with the layers in which questions attend to contexts. Raises `InterlatError` for a share that chooses none."
         check_range(0, 1, share=share)
-        contexts = KVComm().send(sender, prompts)
-        order = kvcomm_ranking(kvcomm_importance(actor.model, [as_chat(actor, c).input_ids for c in conversations], contexts), **ranking)
+        questions, contexts = [as_chat(actor, c).input_ids for c in conversations], KVComm(None, self.short).send(sender, prompts)
+        found = kvcomm_importance(actor.model, questions, [self.mapped(actor, p) for p in contexts])
+        reads = _read_in(contexts[0].lengths, len(found))
+        order = [reads[t] for t in kvcomm_ranking(found, **ranking).tolist() if t in reads]
         if not (n := math.floor(share*len(order))):
             raise InterlatError(f"a share of {share} of {len(order)} layers is none; use a larger one")
-        return type(self)(tuple(order[:n].tolist()), self.short)
+        return type(self)(tuple(order[:n]), self.short)

@@ -67,7 +67,7 @@ class LatentMAS(Channel):
         latent_steps:int=10, # n, of each agent
         realign:bool=False, # turn states by W before they are rescaled?
         keep:str='all', # one of `KEEPS`
-        rerotate:bool=False, # after a cut, turn keys to the positions that counting goes on from?
+        rerotate:bool=False, # after a cut, turn keys to where they are counted from then on, which is right? Published: they stay
         ridge:float=1e-5, # λ of W
     ):
         check_range(0, whole=True, latent_steps=latent_steps)
@@ -119,6 +119,8 @@ class LatentMAS(Channel):
         new, turn = (mask.cumsum(1) - 1).clamp(min=0), rotation(rows.model.lm)
         for layer in rows.cache.layers: layer.keys = turn(layer.keys, (new - old)[:,None])
         return new
+
+    def reach(self, chat): return 0 # as in `Channel`: it lies below the conversation
 
     @torch.no_grad()
     def opened(self, actor, chats, payloads, masked): # as in `Channel`

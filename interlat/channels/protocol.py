@@ -22,13 +22,14 @@ from ..models.chat import *
 from ..models.sampling import *
 from ..models.cache import *
 from ..models.decoding import *
-from ..agents.actor import splice
+from ..agents.actor import *
 
 # %% ../../nbs/09_channels/03_protocol.ipynb #90b8c1bb
 NEEDS = ( # what sender and actor may have to share
     'weights', # all of them
     'tokenizer', # the vocabulary
-    'layers') # their number, and the shapes of their keys
+    'heads', # of the keys: their number and size
+    'layers') # and the number of the layers
 
 class Received(NamedTuple):
     "What an actor makes of conversations with their messages."
@@ -131,6 +132,7 @@ def _layers(lm):
 SHARED = dict( # whether two agents share what is needed
     weights=lambda a, b: a.model is b.model or _same_weights(a.model, b.model),
     tokenizer=lambda a, b: a.tokenizer is b.tokenizer or _vocabulary(a.tokenizer) == _vocabulary(b.tokenizer),
+    heads=lambda a, b: _layers(a.model)[1:] == _layers(b.model)[1:],
     layers=lambda a, b: _layers(a.model) == _layers(b.model))
 
 class Channel:
@@ -139,16 +141,31 @@ class Channel:
     needs = frozenset() # of `NEEDS`
     trained = '' # what of it is trained, in words; '': nothing
     reads = object # class of its payloads
+    same_prompt = False # does the sender read what the actor reads, position by position?
+
+    def of(self,
+        actor:Agent, # a causal language model, or one with an adapter
+    )->Agent:
+        "The actor as the channel needs it: its language model, without the adapter that it may have."
+        model = actor.model
+        return Agent(model.base_model, actor.tokenizer) if isinstance(model, ModelWithInsertedHiddenState) else actor
 
     def check(self,
         sender:Agent, # who is to send
         actor:Agent, # who is to receive
     )->None:
         "Raise `InterlatError` unless the two share what the channel needs."
+        actor = self.of(actor)
         for what in NEEDS:
             if what in self.needs and not SHARED[what](sender, actor):
                 raise InterlatError(f"the channel {self.name!r} needs the same {what} on both sides, and {type(sender.model).__name__} and "
                                     f"{type(actor.model).__name__} differ there; use another pair or another channel")
+
+    def reader(self, actor:Agent)->Agent: return actor # the language model that reads on, of an actor as `of` gives it
+    def positions(self, actor:Agent, payload)->int: return 0 if payload is None else payload.positions # that it takes in a conversation
+    def reach(self, chat:Chat)->int: return len(chat) # how many of its ids must stay as they were, or the message is to be read anew
+    def chat(self, conversation:Conversation)->Chat: return conversation.chat # as the channel reads it at its opening
+    def shortened(self, payload, chat:Chat): return payload # for what is left of a conversation, where it reached further
 
     def send(self,
         sender:Agent, # a causal language model in eval mode
@@ -181,27 +198,31 @@ class Channel:
         check_range(0, whole=True, max_new_tokens=max_new_tokens)
         if len(payloads) != len(conversations):
             raise InterlatError(f"{len(conversations)} conversations need as many payloads (None for no message), found {len(payloads)}")
+        actor = self.of(actor)
         chats, choose = [as_chat(actor, c) for c in conversations], chooser(temperature, seeds, len(conversations))
         for chat, p in zip(chats, payloads):
-            self._known(p)
-            check_window(actor.model.config, len(chat), p.positions if p else 0, max_new_tokens, 'a conversation')
+            self.check_payload(p)
+            check_window(actor.model.config, len(chat), self.positions(actor, p), max_new_tokens, 'a conversation')
         rows, z = self.opened(actor, chats, payloads, masked)
         new = [[] for _ in chats]
         logits = rows.model.logits(z).float()
-        for here, token, _ in steps(rows, z, ends_of(actor), max_new_tokens, choose):
+        for here, token, _ in steps(rows, z, ends_of(self.reader(actor)), max_new_tokens, choose):
             for i, t in zip(here.tolist(), token.tolist()): new[i].append(t)
         return Received(logits, new, [words_of(actor, ids) for ids in new])
 
-    def _known(self, p):
+    def check_payload(self,
+        payload, # None: no message
+    )->None:
         "Raise `InterlatError` for a payload of another channel."
-        if p is None or isinstance(p, self.reads): return
-        kinds = f'{self.reads.__name__}, found {type(p).__name__}'
+        if payload is None or isinstance(payload, self.reads): return
+        kinds = f'{self.reads.__name__}, found {type(payload).__name__}'
         raise InterlatError(f"the channel {self.name!r} reads {kinds}; use the channel that sent it")
 
     def nbytes(self, payload)->int: return 0 if payload is None else payload.nbytes # what a message costs, in its own number type
 
     def __repr__(self):
-        options = ', '.join(f'{k}={v!r}' for k, v in vars(self).items() if not isinstance(v, (Tensor, torch.nn.Module)))
+        def learned(v): return isinstance(v, (Tensor, torch.nn.Module)) or isinstance(v, tuple) and any(map(learned, v))
+        options = ', '.join(f'{k}={v!r}' for k, v in vars(self).items() if not learned(v))
         return f"{type(self).__name__}({options})"
 
 # %% ../../nbs/09_channels/03_protocol.ipynb #9b85e125
@@ -213,6 +234,9 @@ class Prefix(Channel):
     )->Tensor: # (n, E)
         "A payload as the actor's input embeddings."
         raise NotImplementedError
+
+    def positions(self, actor, payload): return 0 if payload is None else len(self.vectors(actor, payload)) # as in `Channel`
+    def reach(self, chat): return chat.insert_at # as in `Channel`
 
     def opened(self, actor, chats, payloads, masked): # as in `Channel`
         door = causal_lm(actor.model)

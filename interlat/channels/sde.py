@@ -69,6 +69,8 @@ class StateDelta(Channel):
         last = len(layers_of(lm)) - 1
         return {l: z if self.published and l == last else x[0] for l, x in said.items()}
 
+    def reach(self, chat): return chat.insert_at # as in `Channel`
+
     @torch.no_grad()
     def opened(self, actor, chats, payloads, masked): # as in `Channel`
         lm = actor.model
@@ -87,8 +89,9 @@ class StateDelta(Channel):
                 for row, at, p in zip(add, first, payloads):
                     if p and l in p.deltas: row[at:at+p.positions] = p.deltas[l]
                 hooks.enter_context(changed_after(layers_of(lm), l+1, lambda x, add=add: x + add))
-            z = rows.read_each(door.embed(ids)*mask[...,None], mask, ids)[:,-1]
-        return rows, z
+            z = rows.read_each(door.embed(ids)*mask[...,None], mask, ids)
+        last = (mask*torch.arange(1, T+1, device=mask.device)).argmax(1) # a hidden message may stand at the end
+        return rows, z[torch.arange(len(z), device=z.device), last]
 
     def _check(self, lm, p):
         "Raise `InterlatError` for state differences that do not fit the model."

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['GamesArguments', 'games', 'main_games', 'ProblemsArguments', 'problems', 'main_problems', 'CollectArguments',
-           'collect', 'main_collect', 'train', 'main_train', 'compress', 'main_compress', 'evaluate', 'main_eval',
-           'ReplayArguments', 'replay', 'main_replay', 'send', 'main_send', 'receive', 'main_receive']
+           'collect', 'main_collect', 'train', 'main_train', 'compress', 'main_compress', 'fuse', 'main_fuse',
+           'evaluate', 'main_eval', 'ReplayArguments', 'replay', 'main_replay', 'send', 'main_send', 'receive',
+           'main_receive']
 
 # %% ../../nbs/14_commands/06_cli.ipynb #1f7ced4c
 import os
@@ -75,6 +76,8 @@ class CollectArguments:
     chat_date:str|None = option(None, 'year-month-day that a chat template with a date writes')
     device:str = option('auto', 'auto, cpu, cuda, cuda:N or mps')
     dtype:str = option('auto', 'auto, float32, bfloat16 or float16')
+    backend:str = option('torch', 'what writes: torch, or vllm')
+    vllm:list[str] = option([], 'with --backend vllm, settings of vLLM as NAME=VALUE, e.g. tensor_parallel_size=4')
 
 # %% ../../nbs/14_commands/06_cli.ipynb #652554bf
 def _reason(args, is_student, tasks, name):
@@ -107,6 +110,20 @@ def _write(args, tasks, name):
     return collect(sender, tasks, store, args.batch_size, args.seed,
                    max_new_tokens=args.max_new_tokens, temperature=args.temperature)
 
+def _write_served(args, tasks, name):
+    "A store of messages that vLLM writes."
+    from interlat.agents.served import Served, collect_served, served_label, vllm_settings
+    from interlat.models.lm import Agent, load_tokenizer
+    from interlat.models.template import set_chat_date
+    from interlat.messages.message import MessageStore
+    if args.device != 'auto': raise InterlatError(f"vLLM takes the devices that it finds, found device {args.device!r}; leave it out")
+    store = MessageStore(args.output_dir, sender=served_label(name, args.temperature))
+    served = Served(args.model_name_or_path, args.dtype, args.batch_size, **vllm_settings(args.vllm))
+    sender = Agent(served, load_tokenizer(args.model_name_or_path))
+    if args.chat_date: set_chat_date(sender.tokenizer, args.chat_date)
+    try: return collect_served(sender, tasks, store, args.seed, args.max_new_tokens, args.temperature)
+    finally: served.close()
+
 def _tasks(args, data, latent):
     "The tasks, with the samples of each. Raises `InterlatError` for samples that would all be the same."
     if args.num_samples > 1 and (latent or not args.temperature):
@@ -120,11 +137,17 @@ def collect(
     "Collect messages and show the store."
     from interlat.commands.sources import SOURCES
     args, data = parse(CollectArguments, argv, CollectArguments.__doc__, SOURCES)
+    write = dict(torch=_write, vllm=_write_served)
+    check_choice(write, backend=args.backend)
+    if args.vllm and args.backend != 'vllm':
+        raise InterlatError(f"settings of vLLM ({args.vllm[0]}) are for --backend vllm; give it, or leave them out")
     is_student = (Path(args.model_name_or_path)/'student.json').exists()
     latent = is_student or args.K is not None
+    if latent and args.backend != 'torch':
+        raise InterlatError(f"latent steps are made by the backend torch, found {args.backend!r}; leave it out")
     tasks = _tasks(args, data, latent)
     name = sender_label(args.model_name_or_path, data.sees, 0. if latent else args.temperature, args.seed)
-    done = _reason(args, is_student, tasks, name) if latent else _write(args, tasks, name)
+    done = _reason(args, is_student, tasks, name) if latent else write[args.backend](args, tasks, name)
     if int(os.environ.get('RANK', 0)) == 0: print(done)
 
 def main_collect(): command(collect)
@@ -159,6 +182,21 @@ def compress(
     if trainer.args.process_index == 0: print(f"{trainer.kept}\nsaved in {trainer.args.output_dir}")
 
 def main_compress(): command(compress)
+
+# %% ../../nbs/14_commands/06_cli.ipynb #d4533b2d
+def fuse(
+    argv:list[str], # words of the command line
+)->None:
+    "Train a channel's projectors; they, their checkpoints and `log.csv` go to `--output_dir`."
+    from interlat.channels.fusing import FusionArguments, FusionConfig
+    from interlat.commands.sources import SOURCES
+    from interlat.commands.train import fuse_from
+    about = "Projectors that fuse one model's keys and values into another's (the channel c2c)."
+    config, args, data = parse((FusionConfig, FusionArguments), argv, about, SOURCES, 'alfworld')
+    trainer = fuse_from(config, data, args)
+    if trainer.args.process_index == 0: print(f"{len(trainer.kept)} projectors saved in {trainer.args.output_dir}")
+
+def main_fuse(): command(fuse)
 
 # %% ../../nbs/14_commands/06_cli.ipynb #bf660523
 def evaluate(

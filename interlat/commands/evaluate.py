@@ -20,22 +20,26 @@ from ..evaluation.questions import *
 from ..instruments.session import *
 from .sources import *
 from .report import *
+from .bench import *
 
 # %% ../../nbs/14_commands/04_evaluate.ipynb #20e00005
 @dataclass
 class EvalArguments:
     "Play the games or ask the questions of a split under several conditions and compare them. Started again, it goes on where it was."
-    model_name_or_path:str = needed("actor's checkpoint")
+    model_name_or_path:str = needed("actor's checkpoint; with --channels, a language model will do")
     output_dir:str = option('data/runs/eval', 'folder of the results, the tables and the figures')
     hidden_data_path:str|None = option(None, 'message store of these tasks; not needed for no_comm alone', '--messages')
     variants:list[str] = option(['latent', 'text', 'no_comm', 'cross_task'], 'conditions, with commas or spaces between them')
+    channels:list[str] = option([], 'in the place of variants: channels to compare on one bench, with options after colons, e.g. '
+                                    'text,latentmas:latent_steps=20; --sender is who sends')
+    partners:int = option(1, 'with --channels: other tasks whose message each task gets')
     no_cot:str|None = option(None, 'checkpoint of an actor trained without messages, for condition no_cot')
     cot_full:str|None = option(None, 'checkpoint of an actor trained with plans as text, for condition cot_full')
     cross_family:str|None = option(None, "checkpoint of an actor that reads another family's messages, for condition cross_family")
     cross_family_messages:str|None = option(None, 'message store for condition cross_family')
     compressed:list[str] = option([], 'more conditions: message stores with other messages for these tasks, as NAME=FOLDER, e.g. '
                                       'K=8=data/messages/k8')
-    sender:str|None = option(None, 'model that must have written the messages')
+    sender:str|None = option(None, 'model that must have written the messages; with --channels: model that sends')
     batch_size:int = option(32, 'games or answers at a time')
     temperature:float = option(0., '0: the most probable token each time')
     seeds:list[str] = option(['0'], "of the noise, of whose message is the other's, of the sampling; with commas or spaces", '--seed')
@@ -88,6 +92,7 @@ def evaluate_from(
     how, # `PlayArguments` or `AnswerArguments`
 )->None:
     "Evaluate an actor, and report. Raises `InterlatError` for what does not fit together, before anything is played."
+    if args.channels: return bench_from(args, data, how)
     variants, seeds = several(args.variants), integers(args.seeds)
     for name in variants:
         if name not in BASELINES: check_variant(name)

@@ -19,7 +19,8 @@ from .cli import *
 # %% ../../nbs/14_commands/08_help.ipynb #c0de0b05
 HELPED = {'interlat-games': games, 'interlat-problems': problems, 'interlat-replay': replay,
           'interlat-send': send, 'interlat-receive': receive}
-HELPED_BY_KIND = {'interlat-collect': collect, 'interlat-train': train, 'interlat-compress': compress, 'interlat-eval': evaluate}
+HELPED_BY_KIND = {'interlat-collect': collect, 'interlat-train': train, 'interlat-compress': compress, 'interlat-fuse': fuse,
+                  'interlat-eval': evaluate}
 
 def spoken_help(
     name:str, # of a command

@@ -20,7 +20,7 @@ from .cli import *
 
 # %% ../../nbs/14_commands/07_launch.ipynb #21b10005
 COMMANDS = {'interlat-games': games, 'interlat-problems': problems, 'interlat-collect': collect,
-            'interlat-train': train, 'interlat-compress': compress, 'interlat-eval': evaluate}
+            'interlat-train': train, 'interlat-compress': compress, 'interlat-fuse': fuse, 'interlat-eval': evaluate}
 
 def words(
     settings:dict, # flag -> value; None: left out; a list stands with commas

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHAPELESS', 'SHAPING', 'Messages', 'open_messages', 'step_memory', 'room_for', 'training_recipe', 'start_of',
-           'whole_weights', 'read_data', 'carry_out', 'train_from', 'compress_from']
+           'whole_weights', 'read_data', 'carry_out', 'train_from', 'compress_from', 'fuse_from']
 
 # %% ../../nbs/14_commands/02_train.ipynb #44d5c8a7
 import os
@@ -29,6 +29,7 @@ from ..training.actor_trainer import *
 from ..training.recipes import *
 from ..compression.distill import *
 from ..compression.compress import *
+from ..channels.fusing import *
 
 # %% ../../nbs/14_commands/02_train.ipynb #55d60ad4
 @dataclass
@@ -177,3 +178,16 @@ def compress_from(
         teacher = load_actor(config.teacher_model_name_or_path, config.teacher_dtype, device)
         return compression_trainer(student, teacher, tasks, store, args)
     return carry_out(args, training_recipe(args, config, data, messages), make)
+
+def fuse_from(
+    config:FusionConfig, # the two models, and what goes between them
+    data, # what it is trained on, one of `SOURCES`
+    args:FusionArguments, # how, and where to
+)->FusionTrainer: # done
+    "Train a channel's projectors as `carry_out` does. Raises `InterlatError` for what does not fit together."
+    if Path(args.output_dir).is_file(): raise InterlatError(f"output_dir must be a folder, found the file {args.output_dir}")
+    tasks = data.tasks()
+    check_tasks(tasks, None)
+    held_out(tasks, args)
+    def make(device): return fusion_trainer(*new_fusion(config, device, args.seed), tasks, args)
+    return carry_out(args, training_recipe(args, config, data), make)

@@ -6,14 +6,14 @@
 __all__ = ['Answering', 'Completion', 'check_questions', 'asked_in', 'answer']
 
 # %% ../../nbs/10_evaluation/02_answering.ipynb #14c00002
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..core.basics import *
 from ..core.tasks import *
-from ..messages.message import *
 from ..models.lm import *
 from ..models.chat import *
 from ..agents.speaker import *
+from .speaking import *
 from .rollout import *
 
 # %% ../../nbs/10_evaluation/02_answering.ipynb #14c00005
@@ -40,6 +40,7 @@ class Completion:
     text:str # word for word
     tokens:int # that it took, the end token included
     ended:bool # did it come to an end by itself, or was it cut off
+    reading:float=field(default=0., compare=False) # seconds that reading the question and the message took: its share of a batch
 
 # %% ../../nbs/10_evaluation/02_answering.ipynb #14c00007
 def check_questions(
@@ -57,10 +58,10 @@ def asked_in(
     return [(f'question {t.task_id}', t.turns[:-1]) for t in tasks]
 
 def answer(
-    actor:Agent, # a `ModelWithInsertedHiddenState`; is put in eval mode
+    actor:Agent, # as its channel wants it: a `ModelWithInsertedHiddenState`, or a language model; is put in eval mode
     tasks:list[Task], # with turns: what the actor reads, then an expert's answer, which it does not
-    messages:list[LatentMessage|None]|None=None, # one for each task, or None where there is none
-    channel:str='latent', # how the messages come in: 'latent', 'text' or 'none'
+    messages:list|None=None, # one for each task, a `LatentMessage` or a payload, or None where there is none
+    channel='latent', # how the messages come in: 'latent', 'text' or 'none'; or the `Channel` of the payloads
     speaker:Speaker|None=None, # None: made from `actor`; its counters tell what was computed
     **answering, # fields of `Answering`
 ): # yields lists of (number of the task, its `Completion`s)
@@ -68,16 +69,17 @@ def answer(
     messages = one_each(messages, tasks, 'tasks')
     check_questions(tasks)
     a = Answering(**answering)
-    speaker = speaker or Speaker(actor, a.max_new_tokens, a.temperature)
-    if isinstance(speaker, Speaker): check_chats(actor, asked_in(tasks), messages.__getitem__, channel, speaker.max_new_tokens)
+    speaker = speaker or speaker_for(actor, channel, a.max_new_tokens, a.temperature)
+    script = not isinstance(speaker, Speaker) # which has no window, and reads no messages
+    if not script: speaker.check_chats(asked_in(tasks), messages.__getitem__, channel)
     samples = [(i, k) for i in range(len(tasks)) for k in range(a.n_samples)]
     said = {} # number of a task -> its answers so far
     for at in range(0, len(samples), a.batch_size):
         batch, seats = samples[at:at + a.batch_size], []
-        embeds = {i: message_embeds(actor, messages[i], channel) for i in dict.fromkeys(i for i, _ in batch)}
+        given = {i: {} if script else speaker.given(messages[i], channel) for i in dict.fromkeys(i for i, _ in batch)}
         for i, k in batch:
             seed = derive_seed(a.seed, 'answer', tasks[i].task_id, k)
-            seats.append(Seat(Conversation(actor.tokenizer, tasks[i].turns[:-1]), embeds[i], seed))
+            seats.append(Seat(Conversation(actor.tokenizer, tasks[i].turns[:-1]), seed=seed, **given[i]))
         for (i, _), text, seat in zip(batch, speaker.speak(seats), seats):
-            said.setdefault(i, []).append(Completion(text, seat.written, seat.ended))
+            said.setdefault(i, []).append(Completion(text, seat.written, seat.ended, seat.seconds))
         yield [(i, said.pop(i)) for i in list(said) if len(said[i]) == a.n_samples]

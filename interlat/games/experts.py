@@ -239,7 +239,8 @@ def expert_tasks(
             failed.append(str(e))
             continue
         text = plan_text(game, commands) if plan == 'concrete' else abstract_plan(game)
-        tasks.append(Task(game_id(f), game.task_type, sender_prompt(game, view), text, conversation(game, commands, style), str(f)))
+        turns, known = conversation(game, commands, style), seen_alone(game, view)
+        tasks.append(Task(game_id(f), game.task_type, sender_prompt(game, view), text, turns, str(f), known=known))
     if not tasks: raise InterlatError(f"no tasks from {len(failed)} games" + (f'; {failed[0]}' if failed else ''))
     if failed: warnings.warn(f"{len(failed)} of {len(failed)+len(tasks)} games are left out: {'; '.join(failed)}", stacklevel=2)
     return tasks

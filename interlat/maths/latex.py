@@ -200,7 +200,8 @@ def take_apart(
 def _items(s):
     "The items of a list; one with semicolons between its groups has groups of equations."
     groups, semicolons = cut_at(s, {';'})
-    if semicolons and all(len(equations := cut_at(g, {','})[0]) > 1 and all('=' in e for e in equations) for g in groups): return groups, semicolons
+    if semicolons and all(len(equations := cut_at(g, {','})[0]) > 1 and all('=' in e for e in equations) for g in groups):
+        return groups, semicolons
     return cut_at(s, {',', ';'})
 
 def _matrix(m, inner):

@@ -64,8 +64,9 @@ def problem_task(
     "A problem as a task for two agents; the expert answers with the solution, or with the answer in a box where there is none."
     p = problem
     expert = dict(role='assistant', content=p.solution or rf'\boxed{{{p.answer}}}')
-    turns = [*fill_in(actor_prompt, p.text if private else p.full), expert]
-    return Task(p.problem_id, p.subject or 'question', fill_in(sender_prompt, p.full), p.plan, turns, answer=p.answer, level=p.level)
+    turns, told = [*fill_in(actor_prompt, p.text if private else p.full), expert], '' if private else p.known
+    return Task(p.problem_id, p.subject or 'question', fill_in(sender_prompt, p.full), p.plan, turns, answer=p.answer, level=p.level,
+                known=p.known, told=told)
 
 # %% ../../nbs/04_maths/01_problems.ipynb #03c00005
 @dataclass(frozen=True)

@@ -137,7 +137,8 @@ def open_as(
         head = kind(**fields)
         wanted = head.nbytes
     except InterlatError: raise
-    except (ValueError, TypeError, RecursionError) as e: raise InterlatError(f"packet has a header that cannot be read: {one_line(e):.300}") from e
+    except (ValueError, TypeError, RecursionError) as e:
+        raise InterlatError(f"packet has a header that cannot be read: {one_line(e):.300}") from e
     if len(body) != wanted: raise InterlatError(f"packet has {len(body):,} bytes of {kind.parts} where its header says {wanted:,}")
     return head, body
 

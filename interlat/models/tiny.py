@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHAPES', 'MARKS', 'WORDS', 'MATH_WORDS', 'LESSONS', 'chat_template', 'train_tokenizer', 'tiny_config', 'look_back',
-           'tiny_lm', 'where_lesson', 'chat_lesson']
+           'look_up', 'tiny_lm', 'where_lesson', 'chat_lesson']
 
 # %% ../../nbs/05_models/06_tiny.ipynb #9d5f17ba
 import random
@@ -17,7 +17,8 @@ from .chat import *
 SHAPES = { # family of each preset and its size
     'tiny-qwen2': ('qwen2', dict(hidden_size=128, intermediate_size=320)),
     'tiny-llama': ('llama', dict(hidden_size=96, intermediate_size=256, attention_bias=True)),
-    'small-qwen2': ('qwen2', dict(hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=6, num_key_value_heads=6)),
+    'small-qwen2': ('qwen2', dict(hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=6, num_key_value_heads=6,
+                                  initializer_range=0.04, rope_parameters=dict(rope_type='default', rope_theta=1e6))),
     'tiny-math': ('qwen2', dict(hidden_size=128, intermediate_size=320))}
 
 # %% ../../nbs/05_models/06_tiny.ipynb #8ce2b038
@@ -99,6 +100,23 @@ def look_back(
                 part.bias[rows] = torch.cat([size*at.cos(), size*at.sin()])
                 part.weight[rows] *= 0.3
 
+# %% ../../nbs/05_models/06_tiny.ipynb #f47ed38d
+def look_up(
+    model, # as `look_back` left it, changed in place
+    heads:int=2, # how many heads of the second layer
+    gain:float=2., # size of the weights: larger looks more sharply
+    away:float=4., # size of the biases: larger looks farther away
+)->None:
+    "Let heads of the second layer start out attending to where the first layer's heads have noted the same token."
+    import torch
+    (writes, reads), freq = (layer.self_attn for layer in model.model.layers[:2]), model.model.rotary_emb.inv_freq
+    size, width = away*(freq > 0.12), 2*len(freq)
+    with torch.no_grad():
+        for rows in (slice(h*width, (h+1)*width) for h in range(heads)):
+            for part, sign in ((reads.k_proj, 1), (reads.q_proj, -1)):
+                part.weight[rows] = gain*writes.o_proj.weight[:,rows].T
+                part.bias[rows] = torch.cat([sign*size, 0*size])
+
 # %% ../../nbs/05_models/06_tiny.ipynb #66fa734b
 def tiny_lm(
     preset:str, # a name in `SHAPES`
@@ -106,13 +124,15 @@ def tiny_lm(
     seed:int=0, # of the weights
     **changes, # any setting of the family's configuration
 )->'PreTrainedModel':
-    "A new model of a preset's family in float32: random weights, and two heads that look back."
+    "A new model of a preset's family in float32: random weights, and two heads that look back; in a small one two more that look up."
     import torch
     from transformers import AutoModelForCausalLM
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(tiny_config(preset, tokenizer, **changes))
-        look_back(model)
+        large = preset.startswith('small-')
+        look_back(model, gain=8. if large else 2.)
+        if large: look_up(model)
     return model
 
 # %% ../../nbs/05_models/06_tiny.ipynb #060c361d

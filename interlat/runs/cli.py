@@ -124,9 +124,9 @@ def _pipeline_parser():
     parser = _Parser(prog='interlat-run pipeline', description=about)
     parser.add_argument('--task', choices=TASKS, required=True, help='household games, or problems of mathematics')
     parser.add_argument('--model_size', '--model-size', choices=SIZES, default='tiny',
-                        help='tiny: a laptop; medium: Qwen2.5-0.5B; large: Qwen2.5-7B')
+                        help='tiny: small rooms; small: full-size rooms, two cores; medium: Qwen2.5-0.5B; large: Qwen2.5-7B')
     parser.add_argument('--full', action='store_true', help="all data and the paper's settings")
-    parser.add_argument('--data_path', default='', help='games or problems (made for tiny models, else $ALFWORLD_DATA or the hub)')
+    parser.add_argument('--data_path', default='', help='games or problems (made for tiny and small, else $ALFWORLD_DATA or the hub)')
     parser.add_argument('--processes', type=int, default=1, help='that share collection and training, one a GPU (1)')
     parser.add_argument('--limit', type=int, default=0, help='at most so many tasks and steps, to try it out')
     parser.add_argument('--seed', type=int, default=0)

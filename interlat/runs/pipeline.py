@@ -26,6 +26,8 @@ class Plan:
     train:dict              # flags of interlat-train
     compress:dict           # flags of interlat-compress
     data_path:str = ''      # games or problems; empty: made for the run (presets), or found where the commands look
+    rooms:str = 'small'     # size of the rooms of games that are made
+    expert:str = 'walkthrough' # whom the actor imitates in games
     K:int = 8               # states of a compressed message
     seed:int = 0            # of what is made and trained
 
@@ -39,7 +41,7 @@ class Plan:
         return 'valid_unseen' if there else 'valid_seen'
 
 # %% ../../nbs/15_runs/09_pipeline.ipynb #22000006
-TASKS, SIZES = ('alfworld', 'math'), ('tiny', 'medium', 'large')
+TASKS, SIZES = ('alfworld', 'math'), ('tiny', 'small', 'medium', 'large')
 _FAMILY = dict(medium='Qwen/Qwen2.5-0.5B', large='Qwen/Qwen2.5-7B')
 _LORA = dict(lora='{"r": 16, "lora_alpha": 32}', dtype='bfloat16') # for a 7B model on one GPU
 _STEP = 16 # conversations of a step of the paper's training
@@ -74,6 +76,15 @@ def _tiny(task, full):
                     save_strategy='no', logging_steps=20, validation_split=0.)
     return Plan(task, name, name, n_train, n_eval, 64 if games else 128, train, compress)
 
+def _small(task, full, official):
+    "The plan of the preset for full-size rooms: the official games, all there are to report on, or made ones like them."
+    if task != 'alfworld': raise InterlatError(f"small is a size for alfworld, found task {task}; use tiny, medium or large")
+    found = _tiny(task, full)
+    if full: n_train, steps = None if official else 4000, 600
+    else: n_train, steps = 1536, 300
+    return replace(found, sender='small-qwen2', actor='small-qwen2', n_train=n_train, n_eval=None if official else 150, rooms='full',
+                   expert='direct', train=found.train | dict(max_steps=steps))
+
 def _pretrained(task, size, full, processes):
     "The plan of a model of the paper."
     base, train = _FAMILY[size], _paper(size, full, processes)
@@ -104,7 +115,9 @@ def plan(
     check_choice(TASKS, task=task)
     check_choice(SIZES, model_size=model_size)
     if limit < 0 or limit == 1: raise InterlatError(f"limit must be 0, or 2 and more, found {limit}")
-    found = _tiny(task, full) if model_size == 'tiny' else _pretrained(task, model_size, full, processes)
+    if model_size == 'tiny': found = _tiny(task, full)
+    elif model_size == 'small': found = _small(task, full, official=bool(data_path))
+    else: found = _pretrained(task, model_size, full, processes)
     found = replace(found, seed=seed, data_path=data_path or found.data_path)
     return _limited(found, limit) if limit else found
 
@@ -119,7 +132,8 @@ def _line(*first, **flags):
 def _source(p, out, split, n):
     "Flags for the tasks of a split."
     if p.task == 'math': return dict(data_path=p.data_path or None, split=split, num_problems=n, problem_seed=p.seed)
-    return dict(data_path=out/'games' if p.made else p.data_path or None, split=split, num_games=n)
+    expert = None if p.expert == 'walkthrough' else p.expert
+    return dict(data_path=out/'games' if p.made else p.data_path or None, split=split, num_games=n, expert=expert)
 
 def _collect(p, out, model, split, n, folder, **more):
     "Let a model write its messages for a split."
@@ -142,7 +156,7 @@ def stages(
     parts = ('train', p.n_train, 'train'), (p.split, p.n_eval, 'eval') # split, tasks, and the folder of their messages
     lesson = _source(p, out, 'train', p.n_train) | dict(hidden_data_path=out/'messages'/'train', seed=p.seed)
     made = p.made and p.task == 'alfworld' # problems need no files
-    games = [_line('interlat-games', out=out/'games', n=n, split=split, seed=p.seed) for split, n, _ in parts if made]
+    games = [_line('interlat-games', out=out/'games', n=n, split=split, seed=p.seed, size=p.rooms) for split, n, _ in parts if made]
     messages = [_collect(p, out, p.sender, split, n, folder, max_new_tokens=p.states, seed=p.seed) for split, n, folder in parts]
     actor = _line('interlat-train', p.task, model_name_or_path=p.actor, output_dir=out/'actor', **lesson, **p.train)
     student = _line('interlat-compress', p.task, student_model_name_or_path=p.sender, teacher_model_name_or_path=out/'actor', K=p.K,
