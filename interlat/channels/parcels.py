@@ -150,7 +150,8 @@ def address(
 )->dict: # task_id, sender, channel, options
     "Whose parcel it is; raises `InterlatError` if it does not say so."
     if {name: type(x) for name, x in head.meta.items()} != dict(task_id=str, sender=str, channel=str, options=dict):
-        raise InterlatError(f"packet of kind {head.kind!r:.80} is no parcel: it says {str(head.meta):.200}, wanted task_id, sender, channel, options")
+        found = f"packet of kind {head.kind!r:.80} is no parcel: it says {str(head.meta):.200}"
+        raise InterlatError(f"{found}, wanted task_id, sender, channel, options")
     return head.meta
 
 # %% ../../nbs/09_channels/10_parcels.ipynb #c78aadfb
@@ -192,7 +193,7 @@ class ExpectedParcels:
 
 # %% ../../nbs/09_channels/10_parcels.ipynb #475677f4
 class PayloadStore(ShardFolder):
-    "An append-only folder of payloads of one sender and channel, read lazily; warns of damaged shards, raises `InterlatError` if it does not fit."
+    "A folder of payloads of one sender and channel, only added to and read lazily; raises `InterlatError` if it does not fit."
     noun, unit, suffix, marks = 'payload store', 'payload', 'payloads', ('sender', 'channel', 'options')
     columns = dict(task_id='task_id', bytes='size')
 
@@ -214,7 +215,8 @@ class PayloadStore(ShardFolder):
     def _kind_of(self, x): return tuple(x.about.get(mark) for mark in self.marks)
     def _size(self, p): return dict(task_id=p.task_id, size=p.size(self.codec))
     def _encode(self, parcels):
-        return encode_bundle(dict(zip(self.marks, self._kind_of(parcels[0]))), list(map(self._size, parcels)), (p.parts(self.codec) for p in parcels))
+        about, sizes = dict(zip(self.marks, self._kind_of(parcels[0]))), list(map(self._size, parcels))
+        return encode_bundle(about, sizes, (p.parts(self.codec) for p in parcels))
 
     def _read(self, shard, i):
         record, found = shard.records[i], None
