@@ -6,7 +6,7 @@ The cache is that of SmolLM2-135M for 512 tokens, random, in bfloat16: 11.8 MB. 
 writes bytes to a file, flushes it to the disk (fsync), and reads them back. Ours packs the payload, writes the packet into the folder of
 a mailbox, flushed too, and a receiver reads it: size, checksum, header, shapes and finite numbers are checked, and the payload's
 tensors lie in the memory that was read. Before each reading the system is asked to forget the file's pages, so that both sides read
-from the disk. Each number is the best of the rounds, as what else runs on a machine only adds to it. `share` is the plain side's
+from the disk. Writing and reading are each the best of the rounds, as what else runs on a machine only adds to it. `share` is the plain side's
 seconds over ours: 1 would be a mailbox that costs nothing.
 
 Memory is what a process has at most beyond what it had before (VmHWM, cleared just before; Linux only), in sizes of the packet. Sending
@@ -118,8 +118,8 @@ def measure(tokens=512, layers=30, heads=3, size=64, rounds=9):
             took['mailbox'].append(mailbox(p, Path(folder)/f'post-{i}'))
     rows = []
     for name, seconds in took.items():
-        wrote, read_, both = (min(x) for x in zip(*((a, b, a + b) for a, b in seconds[1:])))
-        rows.append(dict(side=name, write_s=round(wrote, 5), read_s=round(read_, 5), seconds=round(both, 5), mb_s=round(len(raw)/both/1e6, 1)))
+        wrote, reading = (min(x) for x in zip(*seconds[1:]))
+        rows.append(dict(side=name, write_s=round(wrote, 5), read_s=round(reading, 5), seconds=round(wrote + reading, 5), mb_s=round(len(raw)/(wrote + reading)/1e6, 1)))
     share = round(rows[0]['seconds']/rows[1]['seconds'], 3)
     used = {f'{name}_memory': round(memory(name, shape)/len(raw), 3) for name in ('send', 'read')} # in packets
     return dict(tokens=tokens, layers=layers, heads=heads, size=size, rounds=rounds, packet=len(raw), payload=p.nbytes, rows=rows, share=share, **used)

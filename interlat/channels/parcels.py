@@ -6,7 +6,7 @@
 __all__ = ['PAYLOADS', 'LIMITS', 'limits_of', 'as_payload', 'channel_options', 'Parcel', 'address', 'ExpectedParcels',
            'PayloadStore', 'messages_of']
 
-# %% ../../nbs/09_channels/10_parcels.ipynb #f2ff9fde
+# %% ../../nbs/09_channels/10_parcels.ipynb #360c80fa
 import inspect, json, zlib
 from collections.abc import Callable, Container
 from dataclasses import dataclass, field, replace
@@ -27,7 +27,7 @@ from .payloads import *
 from .keyvalues import *
 from .protocol import *
 
-# %% ../../nbs/09_channels/10_parcels.ipynb #a9fc3b30
+# %% ../../nbs/09_channels/10_parcels.ipynb #e924581b
 PAYLOADS = {p.kind: p for p in (States, KeyValues, Activation, Deltas, Words)} # kind -> class
 LIMITS = dict( # kind -> what of it is taken, if nobody says otherwise
     states=Limits(2**28, 3, 2, 2**20), cache=Limits(2**30, 1024, 3, 2**20), activation=Limits(2**20, 2, 1, 2**18),
@@ -51,7 +51,7 @@ def as_payload(
     if not whole: raise InterlatError(f"no payload of kind {kind!r}: its tensors are {', '.join(tensors):.200}, or not in their shapes")
     return payload
 
-# %% ../../nbs/09_channels/10_parcels.ipynb #8e5657f6
+# %% ../../nbs/09_channels/10_parcels.ipynb #8fca2b70
 def _parts(x):
     "The tensors of a map, of a module, of a tuple of these."
     if isinstance(x, Tensor): yield x
@@ -74,7 +74,7 @@ def channel_options(
     "What a channel was made with, as it is kept beside its payloads."
     return {name: _plain(value) for name, value in vars(channel).items() if name in inspect.signature(type(channel)).parameters}
 
-# %% ../../nbs/09_channels/10_parcels.ipynb #edb9470e
+# %% ../../nbs/09_channels/10_parcels.ipynb #f2a73289
 @dataclass(eq=False)
 class Parcel:
     "A payload with its address. Raises `InterlatError` for what is no payload, and for parts that cannot be written down."
@@ -150,10 +150,11 @@ def address(
 )->dict: # task_id, sender, channel, options
     "Whose parcel it is; raises `InterlatError` if it does not say so."
     if {name: type(x) for name, x in head.meta.items()} != dict(task_id=str, sender=str, channel=str, options=dict):
-        raise InterlatError(f"packet of kind {head.kind!r:.80} is no parcel: it says {str(head.meta):.200}, wanted task_id, sender, channel, options")
+        found = f"packet of kind {head.kind!r:.80} is no parcel: it says {str(head.meta):.200}"
+        raise InterlatError(f"{found}, wanted task_id, sender, channel, options")
     return head.meta
 
-# %% ../../nbs/09_channels/10_parcels.ipynb #7ff030ae
+# %% ../../nbs/09_channels/10_parcels.ipynb #c78aadfb
 @dataclass(frozen=True)
 class ExpectedParcels:
     "What a receiver takes. With None it takes what comes first, and then only that. Raises `InterlatError` for unknown kinds."
@@ -190,9 +191,9 @@ class ExpectedParcels:
     def read(self, raw:bytes, check)->Parcel: return Parcel.unpack(raw, check) # as `Expected.read`
     def settled(self, p:Parcel)->'ExpectedParcels': return replace(self, sender=p.sender, channel=p.channel, options=p.options) # by the first one
 
-# %% ../../nbs/09_channels/10_parcels.ipynb #b31fe7b4
+# %% ../../nbs/09_channels/10_parcels.ipynb #475677f4
 class PayloadStore(ShardFolder):
-    "An append-only folder of payloads of one sender and channel, read lazily; warns of damaged shards, raises `InterlatError` if it does not fit."
+    "A folder of payloads of one sender and channel, only added to and read lazily; raises `InterlatError` if it does not fit."
     noun, unit, suffix, marks = 'payload store', 'payload', 'payloads', ('sender', 'channel', 'options')
     columns = dict(task_id='task_id', bytes='size')
 
@@ -214,7 +215,8 @@ class PayloadStore(ShardFolder):
     def _kind_of(self, x): return tuple(x.about.get(mark) for mark in self.marks)
     def _size(self, p): return dict(task_id=p.task_id, size=p.size(self.codec))
     def _encode(self, parcels):
-        return encode_bundle(dict(zip(self.marks, self._kind_of(parcels[0]))), list(map(self._size, parcels)), (p.parts(self.codec) for p in parcels))
+        about, sizes = dict(zip(self.marks, self._kind_of(parcels[0]))), list(map(self._size, parcels))
+        return encode_bundle(about, sizes, (p.parts(self.codec) for p in parcels))
 
     def _read(self, shard, i):
         record, found = shard.records[i], None
@@ -246,7 +248,7 @@ class PayloadStore(ShardFolder):
             shares[-1].append(p)
         return shares
 
-# %% ../../nbs/09_channels/10_parcels.ipynb #e10ea1ec
+# %% ../../nbs/09_channels/10_parcels.ipynb #8b7e52a2
 def messages_of(
     store:PayloadStore, # of a channel that sends states
     path:str|Path, # folder of the messages; what it holds is kept and completed

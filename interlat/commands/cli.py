@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.basics import *
-from ..core.tasks import *
 from ..core.arguments import *
 from .backend import *
 
@@ -66,7 +65,7 @@ def main_problems(): command(problems)
 class CollectArguments(Backend):
     "Messages of a sender, or of a student in K states, for every task of a split. Started again, it goes on where it was."
     model_name_or_path:str = needed('sender: a preset, folder, GGUF file or hub id; or a student of interlat-compress')
-    output_dir:str = needed('message store')
+    output_dir:str = needed('message store; with --channel, a store of payloads')
     batch_size:int = option(32, 'plans written at a time')
     max_new_tokens:int = option(800, 'most tokens of a plan')
     temperature:float = option(0., '0: the most probable token each time')
@@ -77,71 +76,19 @@ class CollectArguments(Backend):
     chat_date:str|None = option(None, 'year-month-day that a chat template with a date writes')
     device:str = option('auto', 'auto, cpu, cuda, cuda:N or mps')
     dtype:str = option('auto', 'auto, float32, bfloat16 or float16')
+    channel:str = option('', 'collect what a channel sends instead of messages: NAME or NAME:OPTION=VALUE:…, e.g. latentmas:latent_steps=20')
+    codec:str|None = option(None, 'with --channel, how floats are kept: float32, float16, bfloat16, int8 or int4; otherwise as they are')
+    shard_mb:float = option(256., 'with --channel, most MB of a file; a payload must fit into one')
 
 # %% ../../nbs/14_commands/06_cli.ipynb #652554bf
-def _reason(args, is_student, tasks, name):
-    "A store of messages from latent steps."
-    from interlat.models.lm import Agent, load_lm, load_tokenizer
-    from interlat.models.template import set_chat_date
-    from interlat.messages.message import MessageStore
-    from interlat.compression.reason import LatentStudent, collect_latents
-    check_range(1, K=args.K)
-    check_choice(('norm', 'ridge'), feedback=args.feedback)
-    name_or_path, where = args.model_name_or_path, (args.dtype, args.device)
-    if is_student: student, tokenizer = LatentStudent.from_pretrained(name_or_path, *where), load_tokenizer(name_or_path)
-    else:
-        lm, tokenizer = load_lm(name_or_path, *where)
-        student = LatentStudent(lm, args.feedback, K=args.K)
-    if args.chat_date: set_chat_date(tokenizer, args.chat_date)
-    how = '' if is_student else f', untrained ({args.feedback})'
-    store = MessageStore(args.output_dir, sender=f"{name}, K={args.K or student.settings['K']}{how}")
-    return collect_latents(Agent(student, tokenizer), tasks, store, args.K, args.batch_size)
-
-def _write(args, tasks, name):
-    "A store of messages that are written."
-    from interlat.agents.collect import collect
-    from interlat.models.lm import load_lm
-    from interlat.models.template import set_chat_date
-    from interlat.messages.message import MessageStore
-    store = MessageStore(args.output_dir, sender=name)
-    sender = load_lm(args.model_name_or_path, args.dtype, args.device)
-    if args.chat_date: set_chat_date(sender.tokenizer, args.chat_date)
-    return collect(sender, tasks, store, args.batch_size, args.seed,
-                   max_new_tokens=args.max_new_tokens, temperature=args.temperature)
-
-def _write_served(args, tasks, name, settings):
-    "A store of messages that vLLM writes."
-    from interlat.agents.served import Served, collect_served, served_label
-    from interlat.models.lm import Agent, load_tokenizer
-    from interlat.models.template import set_chat_date
-    from interlat.messages.message import MessageStore
-    store = MessageStore(args.output_dir, sender=served_label(name, args.temperature))
-    served = Served(args.model_name_or_path, args.dtype, args.batch_size, **settings)
-    sender = Agent(served, load_tokenizer(args.model_name_or_path))
-    if args.chat_date: set_chat_date(sender.tokenizer, args.chat_date)
-    try: return collect_served(sender, tasks, store, args.seed, args.max_new_tokens, args.temperature)
-    finally: served.close()
-
-def _tasks(args, data, latent):
-    "The tasks, with the samples of each. Raises `InterlatError` for samples that would all be the same."
-    if args.num_samples > 1 and (latent or not args.temperature):
-        why, hint = ('in latent steps', 'leave num_samples out') if latent else ('at temperature 0', 'give a temperature, e.g. 0.7')
-        raise InterlatError(f"{args.num_samples} samples of a task are all the same {why}; {hint}")
-    return further_samples(data.tasks(), args.num_samples)
-
 def collect(
     argv:list[str], # words of the command line
 )->None:
-    "Collect messages and show the store."
+    "Collect messages, or payloads, and show the store."
     from interlat.commands.sources import SOURCES
     args, data = parse(CollectArguments, argv, CollectArguments.__doc__, SOURCES)
-    settings, is_student = args.vllm_settings(), (Path(args.model_name_or_path)/'student.json').exists()
-    latent = is_student or args.K is not None
-    if latent and settings is not None: raise InterlatError(f"latent steps are made by the backend torch, found {args.backend!r}; leave it out")
-    tasks = _tasks(args, data, latent)
-    name = sender_label(args.model_name_or_path, data.sees, 0. if latent else args.temperature, args.seed)
-    if latent: done = _reason(args, is_student, tasks, name)
-    else: done = _write(args, tasks, name) if settings is None else _write_served(args, tasks, name, settings)
+    from interlat.commands.collecting import collected
+    done = collected(args, data, CollectArguments)
     if int(os.environ.get('RANK', 0)) == 0: print(done)
 
 def main_collect(): command(collect)

@@ -7,12 +7,14 @@ __all__ = ['SendArguments', 'send_store', 'ReceiveArguments', 'receive_store']
 
 # %% ../../nbs/14_commands/05_transfer.ipynb #2f0a0002
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from ..core.basics import *
 from ..core.arguments import *
 from ..messages.basis import *
 from ..messages.codec import *
+from ..messages.folder import *
 from ..messages.message import *
 from ..messages.mailbox import *
 from ..messages.channel import *
@@ -21,37 +23,45 @@ from ..messages.channel import *
 @dataclass
 class SendArguments:
     "Send the messages of a store to interlat-receive in another process. Started again, it sends what is missing."
-    messages:str = needed('message store', '--hidden_data_path')
+    messages:str = needed('message store, or store of payloads', '--hidden_data_path')
     to:str = needed('HOST:PORT of a receiver on this machine, or a folder')
-    codec:str = option('float32', f"how numbers are written: {', '.join(CODECS)}")
+    codec:str|None = option(None, f"how numbers are written: {', '.join(CODECS)}; messages otherwise in float32, payloads as they are")
     basis:str|None = option(None, 'file of a basis that the receiver has too: states are sent as coefficients in it')
     words:bool = option(True, 'send token ids and text as well; false: states alone, as a latent channel sends them')
     timeout:float = option(60., 'seconds to wait for the receiver')
     key:str|None = option(None, 'key file that both sides have: packets are signed with it (HMAC-SHA256)')
+
+def _opened(path):
+    "A store that is there, of whichever kind."
+    if not any(Path(path).glob('shard-*.payloads')): return MessageStore(path, create=False)
+    from interlat.channels.parcels import PayloadStore
+    return PayloadStore(path, create=False)
 
 def send_store(
     args:SendArguments, # what, where to, and how
 )->str: # what was sent, in one line
     "Send a store, and say that this was all. Raises `InterlatError` if messages were refused, or the receiver is lost."
     check_range(0, timeout=args.timeout)
-    store, taken, refused = MessageStore(args.messages, create=False), [], []
+    store, taken, refused = _opened(args.messages), [], []
     with connect(args.to, args.codec, args.basis and Basis.load(args.basis), args.words, args.timeout, args.key) as out:
         for task_id in store.task_ids():
             try: taken.append(out.send(store[task_id]))
             except Refused as e: refused.append(str(e))
     new, there = sum(taken), len(taken) - sum(taken)
-    if refused: raise InterlatError(f"{len(refused)} of {len(store)} messages were not taken ({new} were); the first was {refused[0]}")
-    return f"{new} messages sent to {args.to}" + (f", {there} were there already" if there else '')
+    if refused: raise InterlatError(f"{len(refused)} of {len(store)} {store.unit}s were not taken ({new} were); the first was {refused[0]}")
+    return f"{new} {store.unit}s sent to {args.to}" + (f", {there} were there already" if there else '')
 
 # %% ../../nbs/14_commands/05_transfer.ipynb #2f0a0007
 @dataclass
 class ReceiveArguments:
     "Fill a message store with what interlat-send sends from another process. Started again, it goes on where it was."
     at:str = needed('HOST:PORT on this machine (127.0.0.1:0 takes a port that is free, and names it), or a folder')
-    output_dir:str = needed('message store')
+    output_dir:str = needed('message store; with --kinds or --channel, a store of payloads')
     sender:str|None = option(None, 'model that must have written the messages; otherwise the one that comes first')
     layer:int|None = option(None, 'layer that the states must be of; otherwise that of the first message')
     width:int|None = option(None, 'width that the states must have; otherwise that of the first message')
+    kinds:list[str] = option([], 'take payloads of these kinds instead of messages: states, cache, activation, deltas, text')
+    channel:str|None = option(None, 'take payloads instead of messages, of this channel; otherwise of that of the first')
     task_ids:str|None = option(None, 'file with the tasks that are known, one a line; otherwise any')
     basis:str|None = option(None, "file of the sender's basis")
     max_length:int = option(65536, 'most states of a message')
@@ -63,9 +73,26 @@ class ReceiveArguments:
 
 def _expected(args, store):
     "What the arguments and the store say about messages."
-    tasks = args.task_ids and set(check_file(args.task_ids, 'list of tasks').read_text(encoding='utf-8').splitlines())
     basis, max_bytes = args.basis and Basis.load(args.basis), int(args.max_mb*2**20)
-    return Expected(store.sender, store.layer, store.width, tasks, store, basis, args.max_length, max_bytes)
+    return Expected(store.sender, store.layer, store.width, _tasks(args), store, basis, args.max_length, max_bytes)
+
+def _tasks(args): return args.task_ids and set(check_file(args.task_ids, 'list of tasks').read_text(encoding='utf-8').splitlines())
+
+def _payloads(args):
+    "A store of payloads, and what it takes. Raises `InterlatError` for arguments that are for messages."
+    from interlat.channels.parcels import LIMITS, ExpectedParcels, PayloadStore
+    for name in ('layer', 'width', 'basis'):
+        if (found := getattr(args, name)) is not None:
+            raise InterlatError(f"{name} {found!r} is for messages of states; leave it out for payloads")
+    kinds, most = tuple(several(args.kinds)) or tuple(LIMITS), int(args.max_mb*2**20)
+    store = PayloadStore(args.output_dir, args.sender, args.channel)
+    limits = {kind: replace(limit, max_bytes=most) for kind, limit in LIMITS.items()}
+    return store, ExpectedParcels(*store.kind, kinds, _tasks(args), store, limits), store.put
+
+def _messages(args):
+    "A message store, and what it takes."
+    store = MessageStore(args.output_dir, args.sender, args.layer, args.width)
+    return store, _expected(args, store), store.append
 
 def _told(inbox):
     "Refusals and losses, each in a line, on stderr."
@@ -75,20 +102,20 @@ def _told(inbox):
 # %% ../../nbs/14_commands/05_transfer.ipynb #2f0a0008
 def receive_store(
     args:ReceiveArguments, # where, from whom, and where to
-)->MessageStore:
+)->ShardFolder: # of messages, or of payloads
     """Fill a store, and tell what was refused.
     Raises `InterlatError` if nothing came, the end was not said, or, with `strict`, something was refused."""
     check_range(1, max_length=args.max_length, senders=args.senders)
     check_range(0, max_mb=args.max_mb, timeout=args.timeout)
-    store = MessageStore(args.output_dir, args.sender, args.layer, args.width)
-    with listen(args.at, _expected(args, store), args.timeout, args.key) as inbox:
+    store, expected, keep = (_payloads if args.kinds or args.channel else _messages)(args)
+    with listen(args.at, expected, args.timeout, args.key) as inbox:
         print(f"listening at {inbox.address}", flush=True)
         try:
-            for message in inbox.receive(args.senders): store.append(message)
+            for message in inbox.receive(args.senders): keep(message)
         finally: _told(inbox)
     n = inbox.count
-    if not len(store): raise InterlatError(f"no message came to {inbox.address}; {n['refused']} packets were refused")
+    if not len(store): raise InterlatError(f"no {store.unit} came to {inbox.address}; {n['refused']} packets were refused")
     if args.strict and inbox.refused:
-        raise InterlatError(f"{n['refused']} packets were refused and {n['lost']} senders lost; {n['taken']} messages were received")
-    print(f"{n['taken']} messages received, {n['there']} were there already, {n['refused']} refused, {n['lost']} senders lost")
+        raise InterlatError(f"{n['refused']} packets were refused and {n['lost']} senders lost; {n['taken']} {store.unit}s were received")
+    print(f"{n['taken']} {store.unit}s received, {n['there']} were there already, {n['refused']} refused, {n['lost']} senders lost")
     return store

@@ -11,6 +11,7 @@ __all__ = ['RENAMED', 'InterlatError', 'check_file', 'check_range', 'short_list'
 import os, random, re, sys
 from importlib import import_module
 from importlib.resources import files
+from itertools import islice
 from math import isfinite
 from numbers import Integral, Real
 from pathlib import Path
@@ -168,6 +169,13 @@ def resolve_dtype(
     return names[dtype]
 
 # %% ../../nbs/01_core/01_basics.ipynb #880dbe4e
+def _write_together(fd, parts):
+    "Bytes in parts, uncopied, in as few calls as may be: many small ones are slow."
+    while parts:
+        n = os.writev(fd, parts) if hasattr(os, 'writev') else os.write(fd, parts[0])
+        while parts and n >= len(parts[0]): n -= len(parts.pop(0))
+        if n: parts[0] = parts[0][n:]
+
 def write_atomic(
     path:str|Path, # file to write; its folder is made
     content, # all of it: text, bytes, or an iterable of bytes, one part after the other
@@ -179,10 +187,11 @@ def write_atomic(
     except OSError as e: raise InterlatError(f"cannot make the folder {path.parent}: {e.strerror}") from e
     tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     content = content.encode() if isinstance(content, str) else content
+    parts = iter([content] if isinstance(content, (bytes, bytearray, memoryview)) else content)
     try:
         with open(tmp, 'wb') as f:
-            for part in [content] if isinstance(content, (bytes, bytearray, memoryview)) else content: f.write(part)
-            f.flush(); os.fsync(f.fileno())
+            while some := [memoryview(p) for p in islice(parts, 128)]: _write_together(f.fileno(), some)
+            os.fsync(f.fileno())
         os.replace(tmp, path)
     finally: tmp.unlink(missing_ok=True) # if it could not be written
     return path

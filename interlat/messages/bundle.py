@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BUNDLE_FORMAT', 'BundleHeader', 'encode_bundle', 'Bundle']
 
-# %% ../../nbs/02_messages/03e_bundle.ipynb #082f70ef
+# %% ../../nbs/02_messages/03e_bundle.ipynb #4b7924b6
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from .shard import *
 from .packet import *
 from .tensors import *
 
-# %% ../../nbs/02_messages/03e_bundle.ipynb #93b5171e
+# %% ../../nbs/02_messages/03e_bundle.ipynb #13f9d21e
 BUNDLE_FORMAT = 'interlat.payloads/1'
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def encode_bundle(
         if size != r['size']: raise InterlatError(f"packet for {r['task_id']!r} has {size:,} bytes where its size was {r['size']:,}")
         yield from some
 
-# %% ../../nbs/02_messages/03e_bundle.ipynb #f15de642
+# %% ../../nbs/02_messages/03e_bundle.ipynb #5341ee73
 @dataclass(frozen=True)
 class Bundle:
     "A file of packets, opened: its index is in memory and verified, the packets are on disk."

@@ -157,14 +157,15 @@ class Outbox(Sender):
 
 # %% ../../nbs/02_messages/06_mailbox.ipynb #ba110010
 def _regular(path, limit, before=0):
-    "The bytes of a file, those after the first few where numbers may lie; raises `InterlatError` if it is none, or has too many."
+    """The bytes of a file, those after the first few where numbers may lie; if there are none before, their checksum is taken as they come.
+    Raises `InterlatError` if it is none, or has too many."""
     try:
         found = path.lstat()
         if not stat.S_ISREG(found.st_mode): raise InterlatError("is not a file")
         if found.st_size > limit: raise InterlatError(f"file of {found.st_size:,} bytes, at most {limit:,} are taken")
-        raw = memoryview(bytearray(-before % 8 + found.st_size))[-before % 8:]
-        with open(path, 'rb') as f:
-            if f.readinto(raw) < len(raw): raise InterlatError("was cut while it was read")
+        raw = memoryview(bytearray(-before % 8 + found.st_size))[-before % 8:] if before else Arrived(found.st_size)
+        with open(path, 'rb', buffering=0) as f:
+            if (f.readinto(raw) if before else raw.take(f.readinto)) < len(raw): raise InterlatError("was cut while it was read")
         return raw
     except OSError as e: raise InterlatError(f"cannot be read: {e.strerror}") from e
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PACKET_MAGIC', 'PACKET_VERSION', 'PACKET_PREFIX', 'END_PACKET', 'packet_bytes', 'DamagedPacket', 'packet_front',
-           'header_line', 'packet_size', 'PacketHeader', 'open_as', 'open_packet', 'encode_packet', 'decode_packet']
+           'header_line', 'packet_size', 'Arrived', 'PacketHeader', 'open_as', 'open_packet', 'encode_packet',
+           'decode_packet']
 
 # %% ../../nbs/02_messages/03_packet.ipynb #c5a10002
 import json, re, struct, zlib
@@ -78,14 +79,26 @@ def packet_size(
     found = _prefix(raw)
     return found and found[2]
 
+class Arrived(bytearray):
+    "Bytes that came in pieces, and the checksum that was taken on the way: of all but the first 8, as in a packet."
+    crc = 0
+    def take(self, read, piece=2**20):
+        "Fill up by `read`, a function of a memory that gives how much it has put there; how much has come."
+        view, at = memoryview(self), 0
+        while n := read(view[at:at+piece]):
+            self.crc = zlib.crc32(view[max(at, 8):at+n], self.crc)
+            at += n
+        return at
+
 def _unseal(raw):
     "(header line, the bytes after it: a view) of a packet that is whole and of this version; raises as `open_as` does."
     if not isinstance(raw, (bytes, bytearray, memoryview)): raise InterlatError(f"a packet is bytes, found {type(raw).__name__}")
+    taken = raw.crc if isinstance(raw, Arrived) else None
     raw = memoryview(raw if isinstance(raw, (bytes, bytearray)) or raw.c_contiguous else bytes(raw))
     if not (found := _prefix(raw)): raise DamagedPacket(f"damaged packet: cut short after {len(raw)} bytes; have it sent again")
     crc, version, size = found
     if len(raw) != size: raise DamagedPacket(f"damaged packet: {len(raw):,} bytes where {size:,} were sent; have it sent again")
-    if zlib.crc32(raw[8:]) != crc: raise DamagedPacket("damaged packet: it does not match its checksum; have it sent again")
+    if (zlib.crc32(raw[8:]) if taken is None else taken) != crc: raise DamagedPacket("damaged packet: it does not match its checksum; have it sent again")
     if version != PACKET_VERSION:
         raise InterlatError(f"packet has schema version {version}, this interlat reads {PACKET_VERSION}; use one release on both sides")
     end = re.compile(b'[^\n]*').match(raw, PACKET_PREFIX).end() # if no line ends, it is all header

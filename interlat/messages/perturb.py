@@ -193,6 +193,7 @@ def perturb(
     if v.channel == 'none': return None
     if v.partner: _check_other(message, other, v)
     if v.drawn and generator is None and unnamed:
-        raise InterlatError(f"{variant} is drawn by the name of the task, and a payload alone has none; put it in a Parcel, or pass generator")
+        advice = "put it in a Parcel, or pass generator"
+        raise InterlatError(f"{variant} is drawn by the name of the task, and a payload alone has none; {advice}")
     if v.drawn and generator is None: generator = torch.Generator().manual_seed(derive_seed(0, variant, message.task_id))
     return v.fn(message, other, generator)

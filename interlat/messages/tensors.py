@@ -87,7 +87,7 @@ def tensor_parts(
     meta:dict={}, # what else is to be known of them: strings, numbers, lists and mappings
     codec:str|None=None, # how floats are written: a name in `CODECS`; None: as they are
 )->list[bytes]: # the packet is these, one after the other
-    "Tensors as one packet in parts. Raises `InterlatError` for numbers that are not finite, that the codec cannot hold, or that are not sent."
+    "Tensors as a packet in parts. Raises `InterlatError` for numbers that are not finite, that the codec cannot hold, or are not sent."
     head = tensor_header(tensors, kind, meta, codec)
     parts = [head.line()]
     for (name, form, _), size in zip(head.tensors, head.sizes): parts += _encoded(tensors[name], name, form, size)
@@ -136,7 +136,8 @@ def decode_tensors(
     "What is in a packet of tensors. Raises as `open_as` does, and `InterlatError` for numbers that are not finite."
     head, body = open_tensors(raw)
     (check or Limits().check)(head)
-    room = torch.frombuffer(bytearray(body) if body.readonly else body, dtype=torch.uint8) if len(body) else torch.zeros(0, dtype=torch.uint8)
+    ours = bytearray(body) if body.readonly else body
+    room = torch.frombuffer(ours, dtype=torch.uint8) if len(body) else torch.zeros(0, dtype=torch.uint8)
     room = room.clone() if room.data_ptr() % 8 else room # in an envelope, or after another packet of odd size
     found, at = {}, 0
     for (name, form, shape), size in zip(head.tensors, head.sizes):
