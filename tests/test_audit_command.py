@@ -8,7 +8,7 @@ from notebooks import ROOT
 
 from interlat.commands.audit import ALL_ARMS
 from interlat.commands.cli import main_audit
-from interlat.commands.verdict import SCHEMA, read_audit
+from interlat.instruments.verdict import SCHEMA, read_audit
 from interlat.core.tasks import save_tasks
 from interlat.games.generate import generate_games
 from interlat.maths.generate import generate_problems

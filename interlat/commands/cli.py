@@ -158,7 +158,7 @@ def audit(
         from interlat.commands.plan import PlanArguments, plan_from
         return plan_from(*parse(PlanArguments, argv[1:], PlanArguments.__doc__))
     if argv[:1] == ['compare']:
-        from interlat.commands.verdict import both_audits
+        from interlat.instruments.verdict import both_audits
         if len(argv) != 3: raise InterlatError(f"compare takes the folders of two audits, found {' '.join(argv[1:]) or 'none'}")
         return print(both_audits(argv[1:]))
     from interlat.commands.audit import AuditArguments, audit_from
