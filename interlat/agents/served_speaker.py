@@ -16,7 +16,7 @@ from ..core.basics import *
 from ..models.lm import *
 from ..models.trunk import *
 from ..models.template import *
-from .served import *
+from .remote import *
 from .actor import *
 from .speaker import *
 
@@ -91,7 +91,7 @@ class ServedActors:
     def __init__(self,
         dtype:str='auto', # of the language models: 'auto', 'float32', 'bfloat16', 'float16'
         batch_size:int=32, # most conversations at a time
-        **engine, # settings of vLLM, as `vllm_settings` reads them
+        **engine, # settings of vLLM, as `vllm_settings` reads them; or `url`, of a server
     ):
         self.dtype = str(resolve_dtype(dtype, resolve_device())).removeprefix('torch.')
         self.how, self.served = dict(batch_size=batch_size, embeds=True, **engine), {} # actor's model -> its `Served`
@@ -101,7 +101,7 @@ class ServedActors:
     )->Agent: # a `ModelWithInsertedHiddenState` on the CPU, in eval mode
         "An actor that was saved. Raises `InterlatError` if a part is missing or does not fit, or vLLM does not serve it."
         actor = Agent(ModelWithInsertedHiddenState.from_pretrained(folder, self.dtype, 'cpu'), load_tokenizer(folder))
-        self.served[actor.model] = Served(folder, self.dtype, **self.how)
+        self.served[actor.model] = engine_for(folder, self.dtype, **self.how)
         return actor
 
     def __call__(self,

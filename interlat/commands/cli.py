@@ -6,7 +6,7 @@
 __all__ = ['GamesArguments', 'games', 'main_games', 'ProblemsArguments', 'problems', 'main_problems', 'CollectArguments',
            'collect', 'main_collect', 'train', 'main_train', 'compress', 'main_compress', 'fuse', 'main_fuse',
            'evaluate', 'main_eval', 'audit', 'main_audit', 'ReplayArguments', 'replay', 'main_replay', 'send',
-           'main_send', 'receive', 'main_receive']
+           'main_send', 'receive', 'main_receive', 'serve', 'main_serve']
 
 # %% ../../nbs/14_commands/06_cli.ipynb #1f7ced4c
 import os
@@ -215,3 +215,13 @@ def receive(
     print(receive_store(args))
 
 def main_receive(): command(receive)
+
+# %% ../../nbs/14_commands/06_cli.ipynb #34af4055
+def serve(
+    argv:list[str], # words of the command line
+)->None:
+    "Serve a sender or an actor; raises `InterlatError` for what vLLM does not serve."
+    args, = parse(ServeArguments, argv, ServeArguments.__doc__, ROLES)
+    serve_from(args, argv[0])
+
+def main_serve(): command(serve)

@@ -18,6 +18,7 @@ from ..models.lm import *
 from ..models.template import *
 from ..agents.collect import *
 from ..agents.served import *
+from ..agents.remote import *
 from ..agents.projector import *
 from ..compression.reason import *
 from ..channels.protocol import *
@@ -60,7 +61,7 @@ def written_out(args, tasks, name)->MessageStore: # as `reasoned`
 def served_out(args, tasks, name)->MessageStore: # as `reasoned`
     "Messages that vLLM writes."
     store = MessageStore(args.output_dir, sender=served_label(name, args.temperature))
-    served = Served(args.model_name_or_path, args.dtype, args.batch_size, **args.vllm_settings())
+    served = engine_for(args.model_name_or_path, args.dtype, batch_size=args.batch_size, **args.vllm_settings())
     sender = Agent(served, load_tokenizer(args.model_name_or_path))
     if args.chat_date: set_chat_date(sender.tokenizer, args.chat_date)
     try: return collect_served(sender, tasks, store, args.seed, args.max_new_tokens, args.temperature)

@@ -18,7 +18,7 @@ from .cli import *
 
 # %% ../../nbs/14_commands/08_help.ipynb #c0de0b05
 HELPED = {'interlat-games': games, 'interlat-problems': problems, 'interlat-replay': replay,
-          'interlat-send': send, 'interlat-receive': receive}
+          'interlat-send': send, 'interlat-receive': receive, 'interlat-serve': serve}
 HELPED_BY_KIND = {'interlat-collect': collect, 'interlat-train': train, 'interlat-compress': compress, 'interlat-fuse': fuse,
                   'interlat-eval': evaluate, 'interlat-audit': audit}
 
