@@ -17,6 +17,7 @@ from ..models.lm import *
 from ..models.trunk import *
 from ..models.template import *
 from .served import *
+from .splice import *
 from .actor import *
 from .speaker import *
 

@@ -7,6 +7,7 @@ __all__ = ['CHANNELS', 'Text', 'Interlat', 'channel', 'channel_word', 'PAYLOADS'
 
 # %% ../../nbs/09_channels/13_bench.ipynb #83b253b0
 import inspect
+from types import UnionType
 from typing import get_args, get_origin
 
 import torch
@@ -100,15 +101,17 @@ def _value(text, where):
     if '+' in text: return tuple(_value(part, where) for part in text.split('+'))
     return read_yaml(text, where)
 
-def _worded(annotation):
-    "Is an option something that a command line has? One that is not annotated may be a name of it."
-    kinds = get_args(annotation) or (annotation,)
-    return all(k in (int, float, bool, str, type(None), inspect.Parameter.empty) or get_origin(k) is tuple for k in kinds)
+def _is(value, kind):
+    "Is a value of a kind that an option is annotated with?"
+    if isinstance(kind, UnionType): return any(_is(value, k) for k in get_args(kind))
+    if get_origin(kind) is tuple: return isinstance(value, tuple) and all(_is(x, get_args(kind)[0]) for x in value)
+    if kind is float: return isinstance(value, int|float) and not isinstance(value, bool)
+    return isinstance(value, str if kind is inspect.Parameter.empty else kind) and (kind is bool or not isinstance(value, bool))
 
 def channel_word(
     word:str, # NAME or NAME:OPTION=VALUE:…
 )->tuple[str,dict]: # the name, the options
-    "What a word on a command line asks for. Raises `InterlatError` for a channel or an option that there is not."
+    "What a word of `--channels` asks for. Raises `InterlatError` for a channel or an option that there is not."
     name, *pairs = word.split(':')
     check_choice(CHANNELS, channel=name)
     takes, options = inspect.signature(CHANNELS[name]).parameters, {}
@@ -116,8 +119,9 @@ def channel_word(
         option, sign, text = pair.partition('=')
         if not sign: raise InterlatError(f"{word!r}: an option is NAME=VALUE, found {pair!r}")
         if option not in takes: raise InterlatError(f"the channel {name!r} has no option {option!r}; it has {', '.join(takes) or 'none'}")
-        if not _worded(takes[option].annotation):
-            advice = "give it where the channel is made, in Python"
-            raise InterlatError(f"{option} of {name} is no word or number, but something that was trained; {advice}")
-        options[option] = _value(text, f"{option} of {name}")
+        kind, value = takes[option].annotation, _value(text, f"{option} of {name}")
+        options[option] = next((v for v in (value, (value,)) if _is(v, kind)), value)
+        if not _is(options[option], kind):
+            wanted = getattr(kind, '__name__', str(kind))
+            raise InterlatError(f"{option} of the channel {name!r} is {text!r}; wanted {wanted}, as a word can say it")
     return name, options

@@ -131,7 +131,7 @@ class Objective(Reader):
     def reading_losses(self, batch):
         "The mean cross-entropy of each row (B,) under its own message, another task's (where `negative` says whose) and none."
         blocks = []
-        if self.channel == 'latent': blocks, _ = self.messages(self.looked_up(batch), torch.zeros(len(batch['labels'])))
+        if self.channel == 'latent': blocks, _ = self.messages(batch, torch.zeros(len(batch['labels'])))
         if self.channel == 'text': blocks = self.texts(batch)
         names = [*('right', 'wrong')[:len(blocks)], 'none']
         states, targets = read_states(self.actor, batch, [*blocks, self.nothing(batch)])
@@ -145,6 +145,7 @@ class Objective(Reader):
 
     def messages(self, batch, rates):
         "Blocks of the right and, where `negative` says whose, the wrong messages; and of them and the plan, how many first positions of a row are those of the right one."
+        if 'words' not in batch: batch = self.looked_up(batch)
         h, n = self.actor.embed_message(batch['h'], batch['message_mask']), len(rates)
         mask, words = batch['message_mask'][:,:h.shape[1]], batch['words'][:,:h.shape[1]]
         longest = words.shape[1] # a message from another process may be longer

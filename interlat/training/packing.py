@@ -21,6 +21,7 @@ from ..core.basics import *
 from ..models.trunk import *
 from ..models.causal_lm import *
 from ..models.cache import keeps_everything
+from ..agents.splice import *
 from ..agents.actor import *
 from .layout import *
 
@@ -79,7 +80,8 @@ def packed_attention(module, query, key, value, attention_mask, packed=None, is_
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     before = packed.shared.layers[module] if packed.known else ()
     if packed.shared and not packed.known: packed.shared.layers[module] = [x[:packed.own].detach().clone() for x in (k, v)]
-    if packed.asks is not None and q.dtype.itemsize >= 4 and not kwargs.get('dropout'):
+    plain = q.dtype.itemsize >= 4 and not torch.is_autocast_enabled(q.device.type)
+    if packed.asks is not None and plain and not kwargs.get('dropout'):
         return near_attention(q, k, v, packed.asks, kwargs.get('scaling') or q.shape[-1]**-.5, before)[None], None
     known = (q.new_zeros(packed.known, *q.shape[1:]), *before) if before else (None, None, None) # nobody asks for what is known
     slots = [_Unpack.apply(x, before, packed) for x, before in zip((q, k, v), known)] # (slots, heads, width) each
