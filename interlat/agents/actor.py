@@ -122,10 +122,7 @@ class ModelWithInsertedHiddenState(nn.Module):
     @property
     def message_id(self)->int: return self.settings.get('message_id', self.door.stand_in) # what stands at a message's positions
     @property
-    def marks(self)->tuple: # vectors (E,) before and after a message; None: no mark
-        def row(i): return None if i is None else self.plan_embeds(torch.tensor(i, device=self.device))
-        own = self.processor.marks
-        return (row(self.settings['bop_id']), row(self.settings['eop_id'])) if own is None else tuple(own)
+    def marks(self)->tuple: return self.look_up()[0] # vectors (E,) before and after a message; None: no mark
     @property
     def device(self)->torch.device: return self.base_model.device
 
@@ -142,6 +139,17 @@ class ModelWithInsertedHiddenState(nn.Module):
     )->Tensor: # (B, L, E)
         "The plan as tokens: what `text` conditions and the curriculum put in the message's place."
         return self.door.embed(ids)
+
+    def look_up(self,
+        *ids:Tensor, # (B, T) token ids, of conversations and plans
+    )->tuple[tuple,list[Tensor]]: # the marks; (B, T, E) of each
+        "Words and marks at once: each look-up has a gradient of the whole table's size."
+        own, marks = self.processor.marks, [i for i in (self.settings['bop_id'], self.settings['eop_id']) if i is not None]
+        parts = [torch.tensor(marks if own is None else [], dtype=torch.long, device=self.device), *ids]
+        found = self.plan_embeds(torch.cat([x.flatten() for x in parts])).split([x.numel() for x in parts])
+        first = iter(found[0])
+        named = [None if self.settings[name] is None else next(first) for name in ('bop_id', 'eop_id')] if own is None else own
+        return tuple(named), [x.view(*i.shape, x.shape[-1]) for x, i in zip(found[1:], ids)]
 
     def forward(self,
         input_ids:Tensor, # (B, T)
@@ -201,10 +209,11 @@ class ModelWithInsertedHiddenState(nn.Module):
     def block(self,
         embeds:Tensor, # (B, M, E) from `embed_message` or `plan_embeds`
         mask:Tensor, # (B, M), True on real positions
+        marks:tuple|None=None, # as `look_up` gives them; None: they are looked up
     )->tuple[Tensor,Tensor]: # (B, M', E) and its mask (B, M')
         "What a conversation gets inserted: the message, cut to `prepended_length`, between the marks."
         n = self.settings['prepended_length']
-        return message_block(embeds[:,:n], mask[:,:n], *self.marks)
+        return message_block(embeds[:,:n], mask[:,:n], *(self.marks if marks is None else marks))
 
     def save_pretrained(self,
         folder:str|Path, # made if it is not there
