@@ -17,7 +17,6 @@ from ..models.lm import *
 from ..models.trunk import *
 from ..models.template import *
 from .served import *
-from .splice import *
 from .actor import *
 from .speaker import *
 
