@@ -21,7 +21,6 @@ from ..models.chat import *
 from ..models.sampling import *
 from ..models.cache import *
 from .splice import *
-from .actor import *
 
 # %% ../../nbs/06_agents/04_speaker.ipynb #038e3a3f
 @torch.no_grad()
