@@ -4544,5 +4544,7 @@ d = { 'settings': { 'branch': 'main',
                                                                                           'interlat/training/trainer.py'),
                                            'interlat.training.trainer.quiet': ( '07_training/trainer.html#quiet',
                                                                                 'interlat/training/trainer.py'),
+                                           'interlat.training.trainer.run_training': ( '07_training/trainer.html#run_training',
+                                                                                       'interlat/training/trainer.py'),
                                            'interlat.training.trainer.tidy_log': ( '07_training/trainer.html#tidy_log',
                                                                                    'interlat/training/trainer.py')}}}
