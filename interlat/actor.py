@@ -6,6 +6,7 @@
 __all__ = ['Spliced', 'splice', 'message_block', 'ActorOutput', 'ModelWithInsertedHiddenState']
 
 # %% ../nbs/16_doors/08_actor.ipynb #64ca872c
+from .agents.splice import *
 from .agents.actor import *
 
 # %% ../nbs/16_doors/08_actor.ipynb #999784b8

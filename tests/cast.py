@@ -1,5 +1,5 @@
 "A small cast for the tests of the model-facing rooms: random models, generated games, and what they need to meet."
-import subprocess, sys
+import os, signal, subprocess, sys, time
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -98,3 +98,13 @@ def pair(script, code, *words):
     said = sorted(logs.rglob('stdout.log'))
     assert [p.parent.name for p in said] == ['0', '1']
     return ''.join(p.read_text() for p in said)
+
+
+def kill_after(code, log, n, whole):
+    "Run code that says its pid and adds lines to a table; kill it at `n` of the `whole` lines, and tear the last one."
+    def text(): return log.read_text() if log.exists() else ''
+    with subprocess.Popen([*warm(), '-c', code], stdout=subprocess.PIPE) as child:
+        while text().count('\n') < n and child.poll() is None: time.sleep(.02)
+        os.kill(int(child.stdout.readline()), signal.SIGKILL)
+        assert child.wait() == -signal.SIGKILL and n <= text().count('\n') and len(text().splitlines()) < whole
+    log.write_bytes(log.read_bytes()[:-5])

@@ -1,5 +1,5 @@
 "Conditions, contenders and seeds; kills, full disks and read-only folders."
-import json, os, resource, signal, subprocess, tempfile, time
+import json, os, resource, tempfile
 from pathlib import Path
 
 import pandas as pd
@@ -7,7 +7,6 @@ import pytest
 import torch
 
 import cast
-from warm import warm
 import interlat.games.batch
 from interlat.games.env import GameEnv
 from interlat.agents.collect import collect
@@ -62,16 +61,9 @@ evaluate_crew(make_crew({folder!r}), {folder!r} + '/killed', batch_size=2)
 """
 
 
-def rows(path): return path.read_text().count('\n') - 1 if path.exists() else 0
-
-
 def test_killed_and_resumed_nothing_is_lost_or_played_twice(run, tmp_path):
     log = tmp_path/'killed'/'games.csv'
-    with subprocess.Popen([*warm(), '-c', SLOW.format(tests=str(Path(__file__).parent), folder=str(tmp_path))], stdout=subprocess.PIPE) as child:
-        while rows(log) < 8 and child.poll() is None: time.sleep(.02)
-        os.kill(int(child.stdout.readline()), signal.SIGKILL)
-        assert child.wait() == -signal.SIGKILL and 8 <= rows(log) < 30
-    log.write_bytes(log.read_bytes()[:-5]) # and its last line half written
+    cast.kill_after(SLOW.format(tests=str(Path(__file__).parent), folder=str(tmp_path)), log, 9, 31) # 8 of 30 rows
     kept = log.read_text().splitlines()[1:-1]
     result = run('killed', batch_size=8)
     lines = log.read_text().splitlines()

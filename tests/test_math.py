@@ -1,5 +1,5 @@
 "Problems and tables all the way, from the command line and in Python: made, collected, trained on, compressed, asked and graded."
-import json, os, re, signal, subprocess, time
+import json, re
 from functools import cache
 from pathlib import Path
 
@@ -7,7 +7,6 @@ import cast
 import pandas as pd
 import pytest
 from test_cli import call
-from warm import warm
 
 from interlat.commands import cli
 from interlat.core.basics import InterlatError
@@ -104,12 +103,7 @@ def ask(folder, out, **kw):
 
 def test_killed_and_resumed_no_answer_is_lost_or_given_twice(tmp_path):
     log = tmp_path/'killed'/'answers.csv'
-    lines = lambda: len(log.read_text().splitlines()) if log.exists() else 0
-    with subprocess.Popen([*warm(), '-c', SLOW.format(tests=str(Path(__file__).parent), folder=str(tmp_path))], stdout=subprocess.PIPE) as child:
-        while lines() < 18 and child.poll() is None: time.sleep(.02)
-        os.kill(int(child.stdout.readline()), signal.SIGKILL)
-        assert child.wait() == -signal.SIGKILL and 18 <= lines() < 43
-    log.write_bytes(log.read_bytes()[:-7]) # and its last line half written
+    cast.kill_after(SLOW.format(tests=str(Path(__file__).parent), folder=str(tmp_path)), log, 18, 43)
     again = ask(tmp_path, 'killed', batch_size=32)
     whole = ask(tmp_path, 'whole', batch_size=1)
     pd.testing.assert_frame_equal(again, whole)

@@ -109,7 +109,7 @@ def test_a_model_is_asked_at_its_door(pattern, where):
 
 
 @pytest.mark.parametrize('what, pattern, where', [
-    ('prompts are rendered', r'\.apply_chat_template\(', {'models.template'}), ('a message is spliced into a prompt', r'^def splice\(', {'agents.actor'}),
+    ('prompts are rendered', r'\.apply_chat_template\(', {'models.template'}), ('a message is spliced into a prompt', r'^def splice\(', {'agents.splice'}),
     ('a table becomes Markdown', r"' \| '\.join\(map", {'evaluation.tables'}), ('results become words', r'^def results_table\(', {'evaluation.tables'}), ('a rate is shown with its interval', r'^def rate_cell\(', {'evaluation.summary'}),
     ('a packet is sealed', r'^def _seal\(head, payload', {'messages.packet'}), ('an adapter is read from a checkpoint', r'^def read_adapter\(', {'agents.adapter'})])
 def test_one_place_for(what, pattern, where):

@@ -1,12 +1,10 @@
 "Trials of a channel: kills, broken games, and one item's rows under every arm."
-import os, signal, subprocess, time
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
 import cast
-from warm import warm
 import interlat.games.batch
 from interlat.games.env import GameEnv
 from interlat.games.household import informed
@@ -50,16 +48,9 @@ run_channel(*make_crew({folder!r}, layers=(1,)), {folder!r} + '/killed', batch_s
 """
 
 
-def rows(path): return path.read_text().count('\n') - 1 if path.exists() else 0
-
-
 def test_killed_and_resumed_nothing_is_lost_or_played_twice(crew, tmp_path):
     log = tmp_path/'killed'/'trials.csv'
-    with subprocess.Popen([*warm(), '-c', SLOW.format(tests=str(Path(__file__).parent), folder=str(tmp_path))], stdout=subprocess.PIPE) as child:
-        while rows(log) < 8 and child.poll() is None: time.sleep(.02)
-        os.kill(int(child.stdout.readline()), signal.SIGKILL)
-        assert child.wait() == -signal.SIGKILL and 8 <= rows(log) < 30
-    log.write_bytes(log.read_bytes()[:-5]) # and its last line half written
+    cast.kill_after(SLOW.format(tests=str(Path(__file__).parent), folder=str(tmp_path)), log, 9, 31) # 8 of 30 rows
     kept = log.read_text().splitlines()[1:-1]
     result = run_channel(*crew, tmp_path/'killed', batch_size=8, **SHORT)
     lines = log.read_text().splitlines()

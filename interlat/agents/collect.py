@@ -157,13 +157,15 @@ def _behind(work, room):
 def fill(
     store:ShardFolder, # opened with the sender's name
     tasks:list[Task], # what there shall be something about, each `task_id` once
-    keep, # function of a batch of tasks: puts into the store what is made for them
+    make, # function of a batch of tasks: what is to be kept of them
+    keep, # function of a batch and of what was made of it: puts it into the store
     model, # which makes it: its device says how processes find each other
     batch_size:int=32, # B, tasks at a time
     progress:bool=True, # show a progress bar, of the first process's share
     whole:bool=False, # are batches cut as if nothing were there? Then one that lacks something is made again as it was
+    waiting:int=0, # batches that may wait for the disk while the next one is made
 ): # `store`, with what all processes made
-    """Let `keep` see to each task that has nothing yet, with all processes that run this.
+    """Make and keep something for each task that has nothing yet, with all processes that run this.
     Raises `InterlatError` for a nameless store or a task given twice."""
     if not store.sender:
         how = f"{type(store).__name__}(path, sender='name of the model')"
@@ -176,9 +178,9 @@ def fill(
     with _share(store, tasks, processes, whole) as mine:
         batches = [mine[i:i+batch_size] for i in range(0, len(mine), batch_size)]
         todo = [b for b in batches if any(t.task_id not in store for t in b)]
-        with tqdm(total=sum(map(len, todo)), desc=f'{store.unit}s', disable=silent) as bar:
+        with tqdm(total=sum(map(len, todo)), desc=f'{store.unit}s', disable=silent) as bar, _behind(keep, waiting) as put:
             for batch in todo:
-                keep(batch)
+                put(batch, make(batch))
                 bar.update(len(batch))
     return store
 
@@ -190,10 +192,11 @@ def fill_store(
     layer:int=-1, # which the states are of
     batch_size:int=32, # B, tasks at a time
     progress:bool=True, # show a progress bar, of the first process's share
+    **how, # `whole`, `waiting`: as in `fill`
 )->MessageStore: # `store`, with the messages of all processes
     "Let `write` make a message for each task that has none yet. Raises as `fill` does."
-    def keep(batch): store.append([LatentMessage(*part, t.task_id, store.sender, layer) for part,t in zip(write(batch), batch)])
-    return fill(store, tasks, keep, model, batch_size, progress)
+    def keep(batch, written): store.append([LatentMessage(*part, t.task_id, store.sender, layer) for part,t in zip(written, batch)])
+    return fill(store, tasks, write, keep, model, batch_size, progress, **how)
 
 # %% ../../nbs/06_agents/01_collect.ipynb #92740b9b
 def collect(

@@ -20,7 +20,7 @@ from ..models.template import *
 from ..models.chat import *
 from ..models.sampling import *
 from ..models.cache import *
-from .actor import *
+from .splice import *
 
 # %% ../../nbs/06_agents/04_speaker.ipynb #038e3a3f
 @torch.no_grad()

@@ -177,6 +177,8 @@ def words_of_messages(case:Case)->list[Words]: # one an item
         raise InterlatError(f"text: no words were written with the message of item {odd[0]}")
     return [Words(p.token_ids, p.text) for p in case.payloads]
 
+def _in_words(case, n): return (MarkedText if isinstance(case.channel, Interlat) else Text)(n) # as the receiver was taught to read them
+
 def _cut(words, n, spell): return words if n >= words.positions else picked(words, range(n), spell)
 
 def _to_bytes(words, most, spell):
@@ -196,14 +198,14 @@ def text_arm(
     if name == 'text_equal_bytes': said = [_to_bytes(w, case.channel.nbytes(p), spell) for w, p in zip(said, case.payloads)]
     if name == 'text_equal_time': said = [_cut(w, steps_of(case.channel, p) or w.positions, spell) for w, p in zip(said, case.payloads)]
     note = f"{np.mean([w.positions for w in said]):.1f} words, {np.mean([w.nbytes for w in said]):.0f} bytes"
-    return Arm([said], channel=Text(case.tokens), note=note)
+    return Arm([said], channel=_in_words(case, case.tokens), note=note)
 
 def single_arm(case:Case)->Arm:
     "The receiver alone: what it writes to itself with the steps that the message took."
     budget = [max(1, steps_of(case.channel, p) or p.positions) for p in case.payloads]
     said = Text(max(budget)).send(case.me, case.conversations, case.seeds('single_agent'))
     spell = Beside(sender=case.me).spell
-    return Arm([[_cut(w, n, spell) for w, n in zip(said, budget)]], channel=Text(max(budget)), note=f"up to {max(budget)} words to itself")
+    return Arm([[_cut(w, n, spell) for w, n in zip(said, budget)]], channel=_in_words(case, max(budget)), note=f"up to {max(budget)} words to itself")
 
 def oracle_arm(case:Case)->Arm:
     "No message, and what the sender knows in the receiver's prompt. Raises `InterlatError` where there is nothing to tell."

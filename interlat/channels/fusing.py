@@ -198,10 +198,7 @@ def train_c2c(
     resume_from_checkpoint:str|bool|None=None, # a checkpoint of an interrupted run; True: the last whole one in `args.output_dir`
 )->pd.DataFrame: # columns step, part, value: one row a logged number
     "Train a channel's projectors; returns the tidy log. Raises `InterlatError` if the parts do not fit together."
-    trainer = fusion_trainer(*parts)
-    trainer.train(resume_from_checkpoint=begin_at(trainer.args.output_dir, resume_from_checkpoint))
-    trainer.kept.eval()
-    return tidy_log(trainer.state.log_history)
+    return run_training(fusion_trainer(*parts), resume_from_checkpoint)
 
 # %% ../../nbs/09_channels/11b_fusing.ipynb #122c727a
 @dataclass

@@ -22,6 +22,7 @@ from ..models.chat import *
 from ..models.sampling import *
 from ..models.cache import *
 from ..models.decoding import *
+from ..agents.splice import *
 from ..agents.actor import *
 
 # %% ../../nbs/09_channels/03_protocol.ipynb #90b8c1bb

@@ -18,6 +18,7 @@ from ..messages.message import *
 from ..models.lm import *
 from ..agents.new_actor import *
 from ..channels.payloads import *
+from ..channels.bench import *
 from ..evaluation.log import *
 from ..evaluation.evaluate import *
 from ..evaluation.trials import *
@@ -40,7 +41,7 @@ ALL_ARMS = ('current', 'none', 'masked', 'other', 'same_type', 'self', 'cross_be
 
 @dataclass
 class AuditArguments:
-    "Audit a channel: four checks, every arm on the same items, measures and the rung of evidence. Started again, it goes on where it was."
+    "Audit a channel: checks, every arm, measures, a rung of evidence. Begun again, it goes on. `plan` and `compare` have a --help too."
     model_name_or_path:str = needed('who reads: an actor with its adapter, or a language model: preset, folder, GGUF file or hub id')
     output_dir:str = option('data/runs/audit', 'folder of the trials, of audit.json and of the page')
     channel:str = option('interlat', 'channel with its options, e.g. latentmas:latent_steps=20')

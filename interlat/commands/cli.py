@@ -156,11 +156,12 @@ def audit(
     "Audit a channel, plan an audit, or lay two side by side."
     if argv[:1] == ['plan']:
         from interlat.commands.plan import PlanArguments, plan_from
-        return plan_from(*parse(PlanArguments, argv[1:], PlanArguments.__doc__))
+        return plan_from(*parse(PlanArguments, argv[1:], PlanArguments.__doc__, prog='interlat-audit plan'))
     if argv[:1] == ['compare']:
         from interlat.instruments.verdict import both_audits
-        if len(argv) != 3: raise InterlatError(f"compare takes the folders of two audits, found {' '.join(argv[1:]) or 'none'}")
-        return print(both_audits(argv[1:]))
+        parser = LineParser(prog='interlat-audit compare', description="Two audits side by side, measure by measure.")
+        parser.add_argument('folders', nargs=2, metavar='FOLDER', help="of an audit, with its audit.json and items.csv")
+        return print(both_audits(parser.parse_args(argv[1:]).folders))
     from interlat.commands.audit import AuditArguments, audit_from
     from interlat.commands.evaluate import EVALUATED
     audit_from(*parse(AuditArguments, argv, AuditArguments.__doc__, EVALUATED))

@@ -85,11 +85,11 @@ def collect_payloads(
         raise InterlatError(f"{store} is not of {channel!r}; open it as PayloadStore(path, sender, channel.name, channel_options(channel))")
     keep_date(store, sender.tokenizer)
     check_prompts(sender, [t for t in tasks if t.task_id not in store], answer=getattr(channel, 'max_new_tokens', 0))
-    def keep(batch):
-        made = make_messages(channel, sender, batch, len(batch), seed, progress=False).payloads
+    def make(batch): return make_messages(channel, sender, batch, len(batch), seed, progress=False).payloads
+    def keep(batch, made):
         parcels = [Parcel(p, t.task_id, *store.kind) for p, t in zip(made, batch)]
         store.put([p for p in parcels if p.task_id not in store])
-    return fill(store, tasks, keep, sender.model, batch_size, progress, whole=True)
+    return fill(store, tasks, make, keep, sender.model, batch_size, progress, whole=True)
 
 # %% ../../nbs/14_commands/03c_collecting.ipynb #214841cb
 def _writing(name, options, args, usual):
@@ -127,7 +127,7 @@ def collect_channel(
     usual:dict, # `max_new_tokens` and `temperature` if they are not given
 )->PayloadStore:
     "Collect payloads. Raises `InterlatError` for what does not fit together."
-    for name, wanted in dict(K=None, feedback='norm', backend='torch').items():
+    for name, wanted in dict(K=None, feedback='norm', backend='torch', vllm=[]).items():
         if (found := getattr(args, name)) != wanted:
             raise InterlatError(f"{name} {found!r} is for messages, and a channel has its own options; leave one out")
     if is_student(args.model_name_or_path):
@@ -156,8 +156,8 @@ def collected(
     usual, # has what `max_new_tokens`, `temperature`, `codec` and `shard_mb` are if they are not given
 )->ShardFolder: # of messages, or of payloads
     "Collect. Raises `InterlatError` for what does not fit together."
-    settings = args.vllm_settings()
     if args.channel: return collect_channel(args, data, {flag: getattr(usual, flag) for flag in ('max_new_tokens', 'temperature')})
+    settings = args.vllm_settings()
     for name in ('codec', 'shard_mb'):
         if (found := getattr(args, name)) != getattr(usual, name):
             raise InterlatError(f"{name} {found!r} is for payloads; give a channel, or leave it out")

@@ -133,10 +133,7 @@ def train_student(
     resume_from_checkpoint:str|bool|None=None, # a checkpoint of an interrupted run; True: the last whole one in `args.output_dir`
 )->pd.DataFrame: # columns step, part, value: one row a logged number
     "Train a student; returns the tidy log. Raises `InterlatError` if the parts do not fit together."
-    trainer = compression_trainer(*parts)
-    trainer.train(resume_from_checkpoint=begin_at(trainer.args.output_dir, resume_from_checkpoint))
-    trainer.kept.eval()
-    return tidy_log(trainer.state.log_history)
+    return run_training(compression_trainer(*parts), resume_from_checkpoint)
 
 # %% ../../nbs/08_compression/03_compress.ipynb #c0de000e
 STARTS = ('ridge', 'norm')

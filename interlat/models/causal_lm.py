@@ -57,6 +57,12 @@ class CausalLM:
         "Tokens as the vectors that the model reads."
         return self.embedding(ids)
 
+    def embed_all(self, *ids:Tensor)->list[Tensor]: # of each tensor of ids, as `embed` gives them
+        "In one look-up: each has a gradient of the whole table's size."
+        sizes = [x.numel() for x in ids]
+        found = self.embed(torch.cat([x.flatten() for x in ids])).split(sizes)
+        return [x.view(*i.shape, x.shape[-1]) for x, i in zip(found, ids)]
+
     @property
     def width(self)->int: return states_in(self._trunk.said).shape[-1] if self.probe else sizes(self.lm.config).width # D, of its states
     @property

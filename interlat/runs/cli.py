@@ -6,21 +6,18 @@
 __all__ = ['WORDS', 'run', 'sweep', 'gathered', 'pipeline', 'check', 'main_check', 'interlat_run', 'main_run']
 
 # %% ../../nbs/15_runs/11_cli.ipynb #23000002
-import argparse, re, sys
+import re, sys
 from pathlib import Path
 
 from ..core.basics import *
 from ..core.arguments import *
 
 # %% ../../nbs/15_runs/11_cli.ipynb #23000005
-class _Parser(argparse.ArgumentParser):
-    def error(self, message): raise InterlatError(f"{message}; see {self.prog} --help")
-
 _LOOKS = 'data, tokenizers, widths, memory and disk, and run nothing'
 _ON = 'with --dry_run, the device that it is for: a100, h100, h200, rtx4090 or cpu (this machine)'
 
 def _run_parser():
-    parser = _Parser(prog='interlat-run', description='Run an experiment notebook with other parameters, and keep a manifest.',
+    parser = LineParser(prog='interlat-run', description='Run an experiment notebook with other parameters, and keep a manifest.',
                      epilog='interlat-run pipeline, sweep or gather, with --help, tell of themselves.')
     parser._negative_number_matcher = re.compile(r'-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$|-\.inf$') # argparse takes -1e-3 for a flag
     parser.add_argument('notebook', help='an experiment with a cell tagged parameters')
@@ -71,7 +68,7 @@ def run(
 # %% ../../nbs/15_runs/11_cli.ipynb #2300000c
 def _sweep_parser():
     about = 'Run a notebook at many parameters, on this machine or a cluster. Started again, it runs what is left.'
-    parser = _Parser(prog='interlat-run sweep', description=about)
+    parser = LineParser(prog='interlat-run sweep', description=about)
     parser.add_argument('file', help='YAML: notebook, base or file, grid, list, slurm')
     parser.add_argument('--out', help='folder of the sweep (data/runs/<file>)')
     parser.add_argument('--jobs', type=int, help='runs at a time (one a GPU; without one: 1)')
@@ -108,7 +105,7 @@ def gathered(
     argv:list[str], # words of the command line, without `gather`
 )->None:
     "Gather the finished runs of a sweep into one table and one figure."
-    parser = _Parser(prog='interlat-run gather', description='One tidy table and one figure of the runs of a sweep that are finished.')
+    parser = LineParser(prog='interlat-run gather', description='One tidy table and one figure of the runs of a sweep that are finished.')
     parser.add_argument('folder', help='folder of the sweep')
     parser.add_argument('--metric', default='', help='number to draw, e.g. success/latent (the first)')
     parser.add_argument('--x', default='', help='parameter along the axis (the first that is no seed)')
@@ -121,7 +118,7 @@ def _pipeline_parser():
     from interlat.runs.pipeline import SIZES, TASKS
     stages = 'collect, train, evaluate, compress, evaluate, probe'
     about = f'From data to a report: {stages}. Started again, it goes on at the stage where it was.'
-    parser = _Parser(prog='interlat-run pipeline', description=about)
+    parser = LineParser(prog='interlat-run pipeline', description=about)
     parser.add_argument('--task', choices=TASKS, required=True, help='household games, or problems of mathematics')
     parser.add_argument('--model_size', '--model-size', choices=SIZES, default='tiny',
                         help='tiny: small rooms; small: full-size rooms, two cores; medium: Qwen2.5-0.5B; large: Qwen2.5-7B')
@@ -152,7 +149,7 @@ def pipeline(
 # %% ../../nbs/15_runs/11_cli.ipynb #02dfc8bc
 def _check_parser():
     about = 'Which of the eight things that the toolkit asks of a language model it does right, by which way, at what cost.'
-    parser = _Parser(prog='interlat-check', description=about, epilog='Status: 0, all the fastest way; 1, some a slower way; 2, refused.')
+    parser = LineParser(prog='interlat-check', description=about, epilog='Status: 0, all the fastest way; 1, some a slower way; 2, refused.')
     parser.add_argument('model', nargs='?', help='preset, folder, GGUF file or hub id')
     parser.add_argument('--doors', default='', help='only these, e.g. collect,speak')
     parser.add_argument('--chat_template', default='', help='where it has none: a Jinja file, or a model to borrow it from')

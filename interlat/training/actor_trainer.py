@@ -214,7 +214,4 @@ def train_actor(
     resume_from_checkpoint:str|bool|None=None, # a checkpoint of an interrupted run; True: the last whole one in `args.output_dir`
 )->pd.DataFrame: # columns step, part, value: one row a logged number
     "Train an actor on experts' conversations and messages; returns the tidy log. Raises `InterlatError` if they do not fit together."
-    trainer = actor_trainer(actor, tasks, store, args, callbacks)
-    trainer.train(resume_from_checkpoint=begin_at(args.output_dir, resume_from_checkpoint))
-    actor.model.eval()
-    return tidy_log(trainer.state.log_history)
+    return run_training(actor_trainer(actor, tasks, store, args, callbacks), resume_from_checkpoint)

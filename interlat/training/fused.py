@@ -194,9 +194,9 @@ class _Losses(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, weighed):
         (door, weights, alignment, n), (targets, *tensors), now = ctx.asked, ctx.saved_tensors, weighed.tolist()
-        scale, slopes = _ratio(now, weights), ctx.slopes
-        if scale is None: scale, (_, *slopes) = 1., _one_pass(door, targets, tensors[:n], ctx.live, tensors[n:], now, alignment)
-        return (None,)*5 + tuple(None if s is None else (s*scale).to(t.dtype) for s, t in zip(sum(slopes, []), tensors))
+        scale, slopes, ctx.slopes = _ratio(now, weights), ctx.slopes, None # they are scaled in place, so once
+        if scale is None or slopes is None: scale, (_, *slopes) = 1., _one_pass(door, targets, tensors[:n], ctx.live, tensors[n:], now, alignment)
+        return (None,)*5 + tuple(None if s is None else s.mul_(scale).to(t.dtype) for s, t in zip(sum(slopes, []), tensors))
 
 def fused_losses(
     door:CausalLM, # the model that read

@@ -112,6 +112,7 @@ class Objective(Reader):
 
     def latent_losses(self, batch, rates, weights):
         "Two readings with a gradient and one without, or one and two."
+        batch = self.looked_up(batch)
         blocks, same = self.messages(batch, rates)
         blocks, k, shared = [*blocks, self.text(batch)], 2 if self.mismatched_gradient else 1, Shared()
         def live(): return read_states(self.actor, batch, blocks[:k], same[:k], shared)
@@ -136,16 +137,23 @@ class Objective(Reader):
         states, targets = read_states(self.actor, batch, [*blocks, self.nothing(batch)])
         return {name: self.by_row(self.cross_entropy(z, targets), batch['labels']) for name, z in zip(names, states)}
 
+    def looked_up(self, batch):
+        "The batch with the vectors of its conversations, of the words that messages are mixed with, and of the marks."
+        mix = batch['mix_ids'][:,:self.actor.settings['prepended_length']]
+        marks, (embeds, words) = self.actor.look_up(batch['input_ids'], mix)
+        return batch | dict(embeds=embeds, words=words, marks=marks)
+
     def messages(self, batch, rates):
         "Blocks of the right and, where `negative` says whose, the wrong messages; and of them and the plan, how many first positions of a row are those of the right one."
+        if 'words' not in batch: batch = self.looked_up(batch)
         h, n = self.actor.embed_message(batch['h'], batch['message_mask']), len(rates)
-        mask, words = batch['message_mask'][:,:h.shape[1]], self.actor.plan_embeds(batch['mix_ids'][:,:h.shape[1]])
+        mask, words = batch['message_mask'][:,:h.shape[1]], batch['words'][:,:h.shape[1]]
         longest = words.shape[1] # a message from another process may be longer
         own, read = mask[:n,:longest], [h[:n,:longest]]
         if 'negative' in batch: read.append(resample_length(h[batch['negative']], mask[batch['negative']], own))
-        n_words, begin = words_in(own, rates), own.any(1) & (self.actor.marks[0] is not None)
+        n_words, begin = words_in(own, rates), own.any(1) & (batch['marks'][0] is not None)
         n_same = torch.where(n_words < own.sum(1), n_words + begin, ALL)
-        return [self.actor.block(mix(x, words, own, rates), own) for x in read], [None, n_same, self.as_plan(batch, own, n_words, begin)]
+        return [self.actor.block(mix(x, words, own, rates), own, batch['marks']) for x in read], [None, n_same, self.as_plan(batch, own, n_words, begin)]
 
     def as_plan(self, batch, own, n_words, begin):
         "How many first positions of a row are those of its plan's words: the marks, and of the words in a message those that the plan has there."
@@ -158,7 +166,7 @@ class Objective(Reader):
 
     def text(self, batch):
         "The block of the plans' words."
-        return self.actor.block(self.actor.plan_embeds(batch['plan_ids']), batch['plan_mask'])
+        return self.actor.block(self.actor.plan_embeds(batch['plan_ids']), batch['plan_mask'], batch.get('marks'))
 
     def texts(self, batch):
         "As `messages` has them, the blocks of the right and the wrong plans."

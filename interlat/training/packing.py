@@ -21,17 +21,22 @@ from ..core.basics import *
 from ..models.trunk import *
 from ..models.causal_lm import *
 from ..models.cache import keeps_everything
+from ..agents.splice import *
 from ..agents.actor import *
 from .layout import *
 
 # %% ../../nbs/07_training/03_packing.ipynb #cc9f1511
+def _words(actor, chat):
+    "The vectors of conversations, where nobody has looked them up."
+    return chat['embeds'] if 'embeds' in chat else actor.plan_embeds(chat['input_ids'])
+
 def plain_states(
     actor:ModelWithInsertedHiddenState, # the actor
-    chat:dict, # input_ids, attention_mask, labels (B, T) and insert_at (B,)
+    chat:dict, # input_ids, attention_mask, labels (B, T), insert_at (B,); perhaps embeds (B, T, E)
     blocks:list[tuple], # K blocks: embeddings (B, M, E) and mask (B, M)
 )->tuple[Tensor,Tensor]: # (K, S, E) last states that predict the supervised tokens, (S,) those tokens
     "One pass a block. Raises `InterlatError` if nothing is supervised."
-    embeds, states = actor.plan_embeds(chat['input_ids']), []
+    embeds, states = _words(actor, chat), []
     for block in blocks:
         s = splice(embeds, chat['attention_mask'], chat['insert_at'], *block, chat['labels'], ids=(chat['input_ids'], actor.message_id))
         z = actor.door.states(s.embeds, s.attention_mask, s.input_ids)
@@ -75,7 +80,8 @@ def packed_attention(module, query, key, value, attention_mask, packed=None, is_
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     before = packed.shared.layers[module] if packed.known else ()
     if packed.shared and not packed.known: packed.shared.layers[module] = [x[:packed.own].detach().clone() for x in (k, v)]
-    if packed.asks is not None and q.dtype.itemsize >= 4 and not kwargs.get('dropout'):
+    plain = q.dtype.itemsize >= 4 and not torch.is_autocast_enabled(q.device.type)
+    if packed.asks is not None and plain and not kwargs.get('dropout'):
         return near_attention(q, k, v, packed.asks, kwargs.get('scaling') or q.shape[-1]**-.5, before)[None], None
     known = (q.new_zeros(packed.known, *q.shape[1:]), *before) if before else (None, None, None) # nobody asks for what is known
     slots = [_Unpack.apply(x, before, packed) for x, before in zip((q, k, v), known)] # (slots, heads, width) each
@@ -195,14 +201,14 @@ def _try_packing(lm):
 # %% ../../nbs/07_training/03_packing.ipynb #a089ebac
 def read_states(
     actor:ModelWithInsertedHiddenState, # the actor
-    chat:dict, # input_ids, attention_mask, labels (B, T) and insert_at (B,)
+    chat:dict, # as in `plain_states`
     blocks:list[tuple], # K blocks: embeddings (B, M, E) and mask (B, M)
     same:list[Tensor|None]|None=None, # as in `pack`
     shared:Shared|None=None, # as in `pack`; what it holds gets no gradient
 )->tuple[Tensor,Tensor]: # (K, S, E) last states that predict the supervised tokens, (S,) those tokens
     "The readings of a batch: packed after `use_packing`, else one by one. Raises `InterlatError` if nothing is supervised."
     if actor.base_model.config._attn_implementation != ATTENTION: return plain_states(actor, chat, blocks)
-    p = pack(actor.plan_embeds(chat['input_ids']), chat, blocks, same, shared)
+    p = pack(_words(actor, chat), chat, blocks, same, shared)
     mask = p.embeds.new_zeros(1, 1, 1, 1) # with four dimensions, so that the model makes none of its own
     where = dict(attention_mask=mask, position_ids=p.position_ids[None], packed=p)
     z = actor.door.trunk(inputs_embeds=p.embeds[None], **where, use_cache=False)[0][0] if len(p.embeds) else shared.states[:0]
