@@ -93,16 +93,16 @@ class ServedActors:
         batch_size:int=32, # most conversations at a time
         **engine, # settings of vLLM, as `vllm_settings` reads them; or `url`, of a server
     ):
-        self.dtype = str(resolve_dtype(dtype, resolve_device())).removeprefix('torch.')
-        self.how, self.served = dict(batch_size=batch_size, embeds=True, **engine), {} # actor's model -> its `Served`
+        self.dtype, self.how, self.served = dtype, dict(batch_size=batch_size, embeds=True, **engine), {} # actor's model -> its `Served`
 
     def load(self,
         folder:str|Path, # checkpoint
     )->Agent: # a `ModelWithInsertedHiddenState` on the CPU, in eval mode
         "An actor that was saved. Raises `InterlatError` if a part is missing or does not fit, or vLLM does not serve it."
-        actor = Agent(ModelWithInsertedHiddenState.from_pretrained(folder, self.dtype, 'cpu'), load_tokenizer(folder))
-        self.served[actor.model] = engine_for(folder, self.dtype, **self.how)
-        return actor
+        served = engine_for(folder, self.dtype, **self.how)
+        model = ModelWithInsertedHiddenState.from_pretrained(folder, str(served.dtype).removeprefix('torch.'), 'cpu')
+        self.served[model] = served
+        return Agent(model, load_tokenizer(folder))
 
     def __call__(self,
         actor:Agent, # from `load`

@@ -16,7 +16,7 @@ from ..core.basics import *
 # %% ../../nbs/06_agents/01b_tap.ipynb #5bc6f587
 def rows_of(
     runner, # model runner of vLLM, after a step
-)->list[tuple[str,int]]: # of each row: its request, and the number of the token that is chosen from it; negative: the prompt is not read yet
+)->list[tuple[str,int]]: # of each row its request, and the number of the token that is chosen from it; negative: none yet
     "What the rows are that the head is given in this step."
     batch = runner.input_batch
     read = runner.optimistic_seq_lens_cpu[:batch.num_reqs].tolist()

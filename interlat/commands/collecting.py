@@ -65,6 +65,7 @@ def served_out(args, tasks, name)->MessageStore: # as `reasoned`
     sender = Agent(served, load_tokenizer(args.model_name_or_path))
     if args.chat_date: set_chat_date(sender.tokenizer, args.chat_date)
     try: return collect_served(sender, tasks, store, args.seed, args.max_new_tokens, args.temperature)
+    except NoAnswer as e: raise NoAnswer(f"{e}: {len(store)} of {len(tasks)} messages are in {store.path}; start again to go on") from e
     finally: served.close()
 
 def is_student(name)->bool: return (Path(name)/'student.json').exists() # a folder of `interlat-compress`

@@ -40,6 +40,7 @@ class Completion:
     text:str # word for word
     tokens:int # that it took, the end token included
     ended:bool # did it come to an end by itself, or was it cut off
+    error:str='' # why there is no answer: the engine that the actor speaks in gave none
     reading:float=field(default=0., compare=False) # seconds that reading the question and the message took: its share of a batch
 
 # %% ../../nbs/10_evaluation/02_answering.ipynb #14c00007
@@ -80,6 +81,8 @@ def answer(
         for i, k in batch:
             seed = derive_seed(a.seed, 'answer', tasks[i].task_id, k)
             seats.append(Seat(Conversation(actor.tokenizer, tasks[i].turns[:-1]), seed=seed, **given[i]))
-        for (i, _), text, seat in zip(batch, speaker.speak(seats), seats):
-            said.setdefault(i, []).append(Completion(text, seat.written, seat.ended, seat.seconds))
+        try: texts, error = speaker.speak(seats), ''
+        except NoAnswer as e: texts, error = ['']*len(seats), one_line(e)
+        for (i, _), text, seat in zip(batch, texts, seats):
+            said.setdefault(i, []).append(Completion(text, seat.written, seat.ended, error, seat.seconds))
         yield [(i, said.pop(i)) for i in list(said) if len(said[i]) == a.n_samples]

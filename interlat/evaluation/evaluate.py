@@ -229,7 +229,8 @@ def wanted_rows(
     rounds:list[Round], # all of them
     log:Log, # that they were written to
 )->pd.DataFrame: # as text
-    "The rows of the log that were asked for, whenever they were made."
+    "The rows of the log that were asked for, whenever they were made. Raises `NoAnswer` if an engine did not give some."
+    log.check_answered()
     rows = read_log(log.path, log.columns)
     played, tasks = {(r.condition, r.seed) for r in rounds}, {t.task_id for t in asked.tasks}
     wanted = [(c, s) in played and t in tasks for c, s, t in zip(rows.condition, rows.seed, rows[log.key])]
@@ -254,7 +255,6 @@ def evaluate(
     rounds = plan_rounds(asked, log)
     for r in rounds: check_openings(r.who.actor, r.tasks, r.messages, r.who.channel, how.max_new_tokens)
     for r in rounds:
-        settings = asdict(replace(how, seed=r.seed))
-        episodes = play(r.who.actor, r.tasks, r.messages, r.who.channel, speaker=asked.speaker(r), **settings)
+        episodes = play(r.who.actor, r.tasks, r.messages, r.who.channel, speaker=asked.speaker(r), **asdict(replace(how, seed=r.seed)))
         for _, episode in r.watched(episodes, progress): log.append(r.condition, episode, r.seed)
     return as_games(wanted_rows(asked, rounds, log))

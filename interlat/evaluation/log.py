@@ -85,20 +85,31 @@ class Log(RowLog, ABC):
     def keys(self): return 'condition', 'seed', self.key # as in `RowLog`
 
     def kept(self, rows): # as in `RowLog`
-        self._begun = begun_as(rows.condition)
+        self._begun, self.unanswered = begun_as(rows.condition), []
         return now_called(rows, self.path)
 
     @abstractmethod
     def values(self, result)->dict: "What a row holds beside condition and seed, by column."
+    @abstractmethod
+    def silence(self, result)->str: "Why no engine answered; empty where one did."
 
     def append(self,
         condition:str, # what the actor was given
         result, # what came of it
         seed:int=0, # of what was drawn
     )->None:
-        "Add a row; when this returns it is on disk. Raises `InterlatError` if it cannot be written."
-        row = dict(condition=self._begun.get(condition, condition), seed=seed, **self.values(result))
-        self.add(row, (condition, seed, row[self.key]))
+        """Add a row; when this returns it is on disk. What no engine answered is no result, and waits for `check_answered`.
+        Raises `InterlatError` if it cannot be written."""
+        row, why = dict(condition=self._begun.get(condition, condition), seed=seed, **self.values(result)), self.silence(result)
+        if why: self.unanswered.append({c: row[c] for c in self.keys} | dict(error=why))
+        else: self.add(row, (condition, seed, row[self.key]))
+
+    def check_answered(self)->None:
+        "Raise `NoAnswer` if no engine answered some of what was asked; `unanswered.csv` says what."
+        path, rows = self.path.parent/'unanswered.csv', self.unanswered
+        if not rows: return path.unlink(missing_ok=True)
+        with writing(path): write_atomic(path, pd.DataFrame(rows).to_csv(index=False))
+        raise NoAnswer(f"{rows[0]['error']}: {len(rows)} of what was asked for has no result, {path} says which; start again to go on")
 
 # %% ../../nbs/10_evaluation/03_log.ipynb #ef3fdb8f
 def _check_alone(path):
@@ -164,6 +175,8 @@ def read_log(
 class GameLog(Log):
     "`games.csv`: a row for each game, condition and seed."
     columns, key = COLUMNS, 'game_id'
+
+    def silence(self, episode): return '' if episode.answered else episode.error # of an `Episode`
 
     def values(self, episode): # an `Episode`
         e = episode

@@ -34,6 +34,8 @@ class AnswerLog(Log):
     "`answers.csv`: a row for each question, condition and seed."
     columns, key = QUESTIONS, 'task_id'
 
+    def silence(self, result): return next((a.error for a in result[1] if a.error), '') # of (task, its answers, their grades)
+
     def values(self, result): # (task, its answers, their grades)
         task, answers, grades = result
         row = dict(task_id=task.task_id, task_type=task.task_type, level=task.level, gold=task.answer)

@@ -37,6 +37,7 @@ class Episode:
     outputs:list[str]=field(default_factory=list) # what the actor wrote, word for word
     unparsable:int=0 # how many outputs held no command that the game offered; each cost a step
     error:str='' # what broke, or why the actor could not go on; on one line
+    answered:bool=True # did the engine that the actor speaks in answer? If not, the game is still to be played
     reading:float=field(default=0., compare=False) # seconds that reading the opening and the message took: its share of a batch
 
     def __repr__(self):
@@ -79,9 +80,11 @@ class Player:
 
     def give_up(self,
         why:str, # on one line
+        answered:bool=True, # did the engine that the actor speaks in answer?
     )->None:
-        "The actor cannot go on: a loss."
-        self.done, self.episode.won, self.episode.error = True, False, why
+        "The actor cannot go on: a loss; where no engine answered, nobody knows."
+        e, self.done = self.episode, True
+        e.won, e.error, e.answered = False if answered else None, why, answered
 
     def say(self,
         output:str, # what the actor wrote
@@ -183,7 +186,10 @@ def _goes_on(speaker, player, seat):
 def _step(speaker, table, seats):
     "One command in every game that goes on."
     if not seats: return
-    outputs = speaker.speak([seat for _,seat in seats.values()])
+    try: outputs = speaker.speak([seat for _,seat in seats.values()])
+    except NoAnswer as e:
+        for player, _ in seats.values(): player.give_up(one_line(e), answered=False)
+        return
     commands = [player.say(words) for (player,_),words in zip(seats.values(), outputs)]
     for (player,_), shown in zip(seats.values(), table.step(commands, list(seats))): player.see(shown)
 
