@@ -102,6 +102,8 @@ class Messages:
             known = short_list(self.names)
             raise InterlatError(f"condition {condition!r} cannot be shown with this actor and these tasks; choose from {known}")
 
+    def not_for(self, what:str)->str: return '' # every view is for messages; see `Payloads`
+
     def __call__(self,
         task:Task, # whose message
         condition:str, # one of `names`
@@ -155,6 +157,17 @@ class Payloads:
         "Raise `InterlatError` for a condition that there is not, by name."
         if why := self.why_not(condition):
             raise InterlatError(f"condition {condition!r} cannot be shown: {why}; choose from {short_list(self.names)}")
+
+    def not_for(self,
+        what:str, # 'map', 'lens', 'norms', 'attribution', 'tampering', or any other view
+    )->str: # '' where it applies
+        "Why a view does not apply to these payloads."
+        no, of = f"{what} does not apply to", f"the channel {self.channel.name!r}"
+        if what == 'tampering': return f"{no} payloads of {of} by sliders; choose a condition, such as {self.names[-1]}"
+        if what not in ('map', 'lens', 'norms', 'attribution'): return ''
+        if self.kind != 'states': return f"{no} a payload of kind {self.kind!r}: it needs rows of states of one layer"
+        if what != 'lens' or self.channel.name == 'interlat': return ''
+        return f"{no} {of}: it sends input embeddings, and a lens needs states of the last layer"
 
     def partner(self, task_id:str, condition:str, seed:int=0)->str: # the same task where nobody stands in
         "Whose payload stands in for a task's."
