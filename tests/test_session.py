@@ -15,6 +15,7 @@ from interlat.agents.collect import *
 from interlat.channels.protocol import chooser, ends_of
 from interlat.channels.parcels import *
 from interlat.channels.bench import channel
+from interlat.channels.c2c import C2C
 from interlat.evaluation.questions import *
 from interlat.evaluation.sending import make_messages
 from interlat.evaluation.trials import run_channel
@@ -116,7 +117,7 @@ def test_mean_and_removal_agree_on_a_planted_span():
     for how in WAYS: assert leave_span_out(reader, message, windows(12, 2), how).js.idxmax() == 2
 
 
-SENT = dict(latentmas=dict(latent_steps=3), text=dict(max_new_tokens=12), cipher=dict(n=6), sde=dict(layers=(-2,), max_new_tokens=8), ac=dict(k=-2, j=-2), kvcomm=dict(layers=(0, 2)))
+SENT = dict(latentmas=dict(latent_steps=3), text=dict(max_new_tokens=12), cipher=dict(n=6), sde=dict(layers=(-2,), max_new_tokens=8), ac=dict(k=-2, j=-2), kvcomm=dict(layers=(0, 2)), own_tokens=dict(K=6, max_new_tokens=8), statebridge=dict(K=6, max_new_tokens=8), c2c={})
 
 
 def payload_session(folder, sender, tasks, way, log=None, model='tiny-qwen2', how=dict(max_steps=3, max_new_tokens=8)):
@@ -127,11 +128,21 @@ def payload_session(folder, sender, tasks, way, log=None, model='tiny-qwen2', ho
     return folder
 
 
+def opened_c2c(sender):
+    "Projectors between copies of a model, their gates open."
+    way = C2C.untrained(sender, sender)
+    with torch.no_grad():
+        for name, p in way.projectors.named_parameters():
+            if 'gate_logit' in name: p.fill_(5)
+    return way
+
+
 @pytest.mark.parametrize('name', SENT)
 def test_a_session_of_payloads_asks_again_what_was_played(session, tmp_path, name):
     "At every moment of a game the actor that is asked again goes on as it did, whatever it was given."
-    s = open_session(payload_session(tmp_path, session.sender, session.tasks[:3], channel(name, **SENT[name])))
-    assert vars(s.way) == vars(channel(name, **SENT[name])) and s.conditions[:2] == ['current', 'none'] and s.plays and s.results is None
+    sent = channel(name, **SENT[name]) if name != 'c2c' else opened_c2c(session.sender)
+    s = open_session(payload_session(tmp_path, session.sender, session.tasks[:3], sent), channel=sent if name == 'c2c' else None)
+    assert vars(s.way) == vars(sent) and s.conditions[:2] == ['current', 'none'] and s.plays and s.results is None
     task, apart = s.tasks[1].task_id, 0
     for c in ('current', 'none', 'other'):
         payload, way = s.message(task, c)
