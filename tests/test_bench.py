@@ -4,7 +4,7 @@ import pytest
 
 import cast
 from interlat.agents.new_actor import new_actor
-from interlat.commands.cli import main_eval
+from interlat.commands.cli import main_collect, main_eval
 from interlat.models.lm import *
 
 
@@ -47,6 +47,24 @@ def test_games_on_one_bench(scene):
     assert {name: p.read_bytes() for name, p in trials.items()} == before
     status, _, err = bench(scene, 'text:max_new_tokens=5', 'one', need='false', partners=2)
     assert status == 2 and 'what the actor reads, or the right answer, has changed; use another folder' in last(err)
+
+
+def test_payloads_that_were_collected_before_come_to_the_same(scene):
+    words = 'sde:max_new_tokens=5', 'text:max_new_tokens=5:temperature=0.8'
+    for word in words:
+        status, _, err = cast.call(main_collect, 'alfworld', *map(str, ('--model_name_or_path', scene/'qwen2', '--data_path', scene/'games', '--split', 'train', '--num_games', 4, '--channel', word, '--output_dir', scene/'sent'/word)))
+        assert status == 0, err
+    made, kept = (bench(scene, ','.join(words), out, **more) for out, more in (('made', {}), ('kept', dict(payloads=scene/'sent'))))
+    assert made[0] == kept[0] == 0, kept[2]
+    for word in words:
+        one, two = (pd.read_csv(scene/out/word/'trials.csv') for out in ('made', 'kept'))
+        same = [c for c in one if not c.startswith('seconds')]
+        assert one[same].equals(two[same]) and one.seconds_make.notna().any() and two.seconds_make.isna().all()
+    status, _, err = bench(scene, 'sde:max_new_tokens=5,text:max_new_tokens=5', 'lacks', payloads=scene/'sent')
+    assert status == 0 and 'no payloads in' in table(scene, 'lacks').why['text:max_new_tokens=5'], err
+    for more, why in ((dict(seed=1, channels=words[1]), 'temperature 0.8, seed 0'), (dict(num_games=6), '2 of 6 tasks have no payload'), (dict(view='task'), 'map view')):
+        status, _, err = bench(scene, out='odd', payloads=scene/'sent', **dict(channels=words[0]) | more)
+        assert status == 2 and 'no channel can serve' in last(err) and why in last(err), err
 
 
 def test_an_actor_with_an_adapter_reads_states_and_its_language_model_reads_the_rest(scene):

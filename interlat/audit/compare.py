@@ -24,7 +24,7 @@ def _numbers(items, level, seed):
     own = rates.current.dropna() if 'current' in rates else pd.Series(dtype=float)
     low, high = rate_interval(own, level, seed)
     row = dict(n=len(own), success_rate=own.mean(), success_rate_low=low, success_rate_high=high,
-               none=rates.none.mean() if 'none' in rates else nan)
+               **{arm: rates[arm].mean() if arm in rates else nan for arm in ('none', 'other')})
     for name, measure in PARTS.items():
         m = table.loc[measure]
         row |= {name: m['mean'], f'{name}_low': m.ci_low, f'{name}_high': m.ci_high, f'{name}_p': m.p_value}
@@ -44,8 +44,8 @@ def compare(
     seed:int=0, # of the bootstrap and of the signs
 )->pd.DataFrame: # a row a channel in each cell, by content, the highest first; at last those that were refused
     """Channels by what their messages are worth. Raises `InterlatError` without a channel's name, and as `measures` does.
-    Columns: those of the cell, rank, channel, trained; n, success_rate, none; gain, presence and content with `_low`, `_high`, `_p` and
-    `_holm`; mde (of content), not_run, bytes, seconds_make, seconds_read, why."""
+    Columns: those of the cell, rank, channel, trained; n, success_rate, none, other; gain, presence and content with `_low`, `_high`, `_p`
+    and `_holm`; mde (of content), not_run, bytes, seconds_make, seconds_read, why."""
     trials = pd.DataFrame(trials)
     if 'channel' not in trials:
         raise InterlatError(f"trials of several channels need a column 'channel'; found {', '.join(map(str, trials))}")
@@ -77,21 +77,23 @@ def bytes_cell(
     return f'{n:.0f} B'
 
 def bench_table(
-    table:pd.DataFrame, # of `compare`
+    table:pd.DataFrame, # of `compare`; perhaps with `reader`, who read
 )->Table:
     "Channels as people read them, a row a channel."
-    cells, said = [c for c in BENCHES if c in table], {}
+    cells, said = [c for c in (*BENCHES, 'reader') if c in table], {}
     for c in cells: said[c] = [{True: 'need', False: 'no need'}.get(v, v) for v in table[c]]
     said['channel'] = [f'`{c}`' for c in table.channel]
     rates = zip(table.success_rate, table.success_rate_low, table.success_rate_high)
     said['won, % (95 % interval)'] = [DASH if why else rate_cell(*r, 0) for why, r in zip(table.why, rates)]
+    for arm, words in (('none', 'with none, %'), ('other', "with another's, %")):
+        said[words] = [DASH if w or pd.isna(rate) else f'{100*rate:.0f}' for w, rate in zip(table.why, table[arm])]
     for name in ('presence', 'content'):
         low, high = table[f'{name}_low'], table[f'{name}_high']
         said[f'{name}, points'] = [DASH if w else points_cell(*v) for w, v in zip(table.why, zip(table[name], low, high))]
-    said['content: p (Holm)'] = [p_cell(p) for p in table.content_holm]
+        said[f'{name}: p (Holm)'] = [p_cell(p) for p in table[f'{name}_holm']]
     said['bytes'] = [bytes_cell(b) for b in table.bytes]
     for name, words in (('seconds_make', 'to make, ms'), ('seconds_read', 'to read, ms')):
-        said[words] = [DASH if pd.isna(s) else f'{1000*s:.3g}' for s in table[name]]
+        if table[name].notna().any(): said[words] = [DASH if pd.isna(s) else f'{1000*s:.3g}' for s in table[name]]
     said['trained'] = [t or ('nothing' if not w else DASH) for t, w in zip(table.trained, table.why)]
     if (table.why != '').any(): said['why not'] = [w or DASH for w in table.why]
     return Table([*said], [list(map(str, row)) for row in zip(*said.values())], len(cells) + 1)

@@ -33,6 +33,8 @@ class EvalArguments(Backend):
     variants:list[str] = option(['latent', 'text', 'no_comm', 'cross_task'], 'conditions, with commas or spaces between them')
     channels:list[str] = option([], 'in the place of variants: channels to compare on one bench, with options after colons, e.g. '
                                     'text,latentmas:latent_steps=20; --sender is who sends')
+    payloads:str|None = option(None, 'with --channels: folder of stores of interlat-collect --channel, one a channel and called as it is; '
+                                     'otherwise payloads are made')
     partners:int = option(1, 'with --channels: other tasks whose message each task gets')
     no_cot:str|None = option(None, 'checkpoint of an actor trained without messages, for condition no_cot')
     cot_full:str|None = option(None, 'checkpoint of an actor trained with plans as text, for condition cot_full')
@@ -100,6 +102,7 @@ def evaluate_from(
 )->None:
     "Evaluate an actor, and report. Raises `InterlatError` for what does not fit together, before anything is played."
     if args.channels: return bench_from(args, data, how)
+    if args.payloads: raise InterlatError(f"payloads {args.payloads!r} are for channels; name them with --channels, or leave it out")
     variants, seeds, served = several(args.variants), integers(args.seeds), _served(args)
     for name in variants:
         if name not in BASELINES: check_variant(name)
