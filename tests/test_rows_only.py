@@ -21,7 +21,6 @@ from interlat.instruments.attribution import Decision, leave_out, leave_span_out
 from interlat.instruments.geometry import norms
 from interlat.instruments.lens import logit_lens, nearest_tokens
 from interlat.instruments.probe import decodable, next_token_labels, pool
-from interlat.instruments.session import save_session
 from interlat.messages.exchange import export_messages
 from interlat.messages.message import MessageStore, rows_only
 from interlat.messages.perturb import VARIANTS, mean_pool, mix, perturb
@@ -123,7 +122,7 @@ STORED = { # entry point -> what it does with a store, models left out
     'check_training': lambda s, tmp: check_training([TASK], s, args(tmp)), 'compression_trainer': lambda s, tmp: compression_trainer(None, None, [TASK], s, args(tmp)), 'new_student': lambda s, tmp: new_student(None, [TASK], s),
     'calibrate': lambda s, tmp: calibrate(SimpleNamespace(model=SimpleNamespace(settings=dict(feedback='projection')), tokenizer=None), [TASK], s), 'collect': lambda s, tmp: collect((None, None), [TASK], s),
     'collect_latents': lambda s, tmp: collect_latents((SimpleNamespace(eval=lambda: None, settings=dict(K=2, output_size=4)), None), [TASK], s), 'relay': lambda s, tmp: relay(SimpleNamespace(model=SimpleNamespace(settings=dict(input_size=4))), [TASK], s, s),
-    'launched_training': lambda s, tmp: launched_training(tmp/'t', 'm', {}, s, 1), 'save_session': lambda s, tmp: save_session(tmp, [TASK], s, 'a', 's')}
+    'launched_training': lambda s, tmp: launched_training(tmp/'t', 'm', {}, s, 1)}
 
 
 @pytest.mark.parametrize('name', STORED)

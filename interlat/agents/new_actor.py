@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PROJECTORS', 'TRAINABLE', 'FITTED', 'lora_settings', 'ActorConfig', 'chat_tokenizer', 'is_actor', 'mark_trained',
-           'new_actor', 'plan_pairs', 'load_actor', 'actor_for']
+           'new_actor', 'plan_pairs', 'load_actor', 'load_reader', 'actor_for']
 
 # %% ../../nbs/06_agents/05_new_actor.ipynb #86045f0a
 import json
@@ -176,6 +176,14 @@ def load_actor(
 )->Agent: # a `ModelWithInsertedHiddenState` in eval mode
     "An actor that was saved. Raises `InterlatError` if a part is missing or does not fit."
     return Agent(ModelWithInsertedHiddenState.from_pretrained(folder, dtype, device), load_tokenizer(folder))
+
+def load_reader(
+    name:str|Path, # checkpoint of an actor, or a language model: preset, folder, GGUF file or hub id
+    dtype:str='auto', # of its weights
+    device:str='auto', # 'auto', 'cpu', 'cuda', …
+)->Agent:
+    "Who reads messages: an actor with its adapter, or a language model. Raises `InterlatError` where there is none to load."
+    return load_actor(name, dtype, device) if is_actor(name) else load_lm(name, dtype, device)
 
 def actor_for(
     store:MessageStore|None, # whose messages it will read; None: nobody's

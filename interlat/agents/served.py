@@ -6,7 +6,7 @@
 __all__ = ['served_folder', 'vllm_settings', 'need_vllm', 'Served', 'served_label', 'collect_served']
 
 # %% ../../nbs/06_agents/01c_served.ipynb #d05c3bf6
-import os, shutil, tempfile, weakref
+import ctypes, os, shutil, tempfile, weakref
 from copy import deepcopy
 from dataclasses import fields
 from functools import cached_property
@@ -86,6 +86,10 @@ def _why(e):
     "What vLLM's error says, on one line."
     said = one_line(e).split('Value error, ')[-1].split(' Supported architectures:')[0].split(' [type=')[0]
     return said[:300] or type(e).__name__
+
+def _give_back():
+    "Let the C library return to the system what was freed; glibc keeps it, and more with every batch."
+    if trim := getattr(ctypes.CDLL(None), 'malloc_trim', None): trim(0)
 
 class Served:
     "A causal language model in vLLM. Raises `InterlatError` for what it does not serve."
@@ -186,6 +190,7 @@ class Served:
         odd = [r.outputs[0].finish_reason for r in done if r.outputs[0].finish_reason not in ('stop', 'length')]
         if odd or len(done) < len(asked) or kept.keys() != ids.keys():
             raise InterlatError(f"vLLM gave up on requests to {self.name} ({odd[0] if odd else 'no answer'}); nothing of them was kept")
+        _give_back()
         return [(kept[i] if states else None, y) for i, y in ids.items()]
 
     def __repr__(self): return f"Served({self.name!r}, {self.config.model_type}, {str(self.dtype).removeprefix('torch.')}, {'running' if self.llm else 'not started'})"

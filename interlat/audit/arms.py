@@ -224,7 +224,6 @@ def constant_arm(case:Case)->Arm:
 
 # %% ../../nbs/11_audit/12_arms.ipynb #a8ff2f07
 _MADE = dict(self=self_arm, single_agent=single_arm, oracle=oracle_arm, learned_constant=constant_arm)
-_WITH_PARTNERS = 'other', 'other_with_ids', 'same_type', 'cross_benchmark', 'layers'
 
 def arm(
     name:str, # of `ARMS`, or a control with its argument
@@ -238,7 +237,7 @@ def arm(
     stem, rounds = find_control(name)[0], []
     beside = replace(case.beside, loss=case.beside.loss or _loss_of(case)) if stem == 'adversarial' else case.beside
     made = controlled(name, case.payloads, beside, case.seed)
-    if stem in _WITH_PARTNERS: rounds = partner_rounds(stem, case.payloads, case.beside, case.seed)
+    if stem in PARTNERED: rounds = partner_rounds(stem, case.payloads, case.beside, case.seed)
     pool = case.beside.pool if stem == 'cross_benchmark' else case.payloads
     note = _as_found(achieved(case.payloads, [[pool[j] for j in r] for r in rounds])) if rounds else ''
     return Arm(made, rounds, masked=stem == 'masked', note=note)

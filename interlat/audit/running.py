@@ -25,7 +25,6 @@ from .controls import *
 
 # %% ../../nbs/11_audit/09_running.ipynb #efd2297b
 ARMS_OF_A_BENCH = ('current', 'none', 'other')
-_PAIRED = ('other', 'other_with_ids', 'same_type', 'cross_benchmark', 'layers') # controls with partners
 
 def folder_of(name:str)->str: return re.sub('[^A-Za-z0-9_.:=+-]+', '-', name) # of a channel, as a path has it
 
@@ -61,7 +60,7 @@ class Bench:
     def _tried(self, name, c, sender, actor):
         out = Path(self.out)/folder_of(name)
         names = [arm for arm in self.arms if not why_not(arm, c.reads)]
-        rounds = {arm: self.partners if find_control(arm)[0] in _PAIRED else 1 for arm in names}
+        rounds = {arm: self.partners if find_control(arm)[0] in PARTNERED else 1 for arm in names}
         how = self.how | dict(about=self._about(sender))
         if (kept := kept_trials(c, actor, self.tasks, rounds, out, **how)) is not None: return kept
         made = self._made(name, c, sender)

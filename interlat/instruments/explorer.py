@@ -39,7 +39,7 @@ def touched(
 # %% ../../nbs/13_instruments/09_explorer.ipynb #19e00009
 TABS = dict(lens='Lens', attribution='Attribution', norms='Norms') # panels that lie one upon the other
 _SENT = ('text', 'lens', 'norms') # panels that show what is sent; the others need the actor
-HEIGHTS = dict(lens=400, attribution=400, norms=400, actions=470, timeline=270) # pixels
+HEIGHTS = dict(lens=400, attribution=400, norms=400, actions=470, timeline=270, payload=560) # pixels
 
 def _fitted(fig, height):
     "A figure as wide as its place, and so high."
@@ -64,6 +64,7 @@ class Explorer:
     ):
         need('anywidget', 'the explorer needs', 'lab')
         self.session = as_session(session)
+        self.no_map = self.session.sent.not_for('map') # why there is none; '': there is
         self.dark, self.progress, self._maps, self._drawn, self._busy = dark, progress, {}, None, False
         self._controls(method, by)
         self._panels()
@@ -79,14 +80,15 @@ class Explorer:
         def slide(value, top, name, form='.0%'):
             return w.FloatSlider(value=value, min=0, max=top, step=.05, description=name, readout_format=form, **place)
         s = self.session
-        latent = [c for c in s.conditions if VARIANTS[c].channel == 'latent' and c != 'latent']
+        latent = [c for c in s.conditions if c != s.sent.own and (s.way or VARIANTS[c].channel == 'latent')]
         self.task = pick([(_task_name(i, t), t.task_id) for i, t in enumerate(s.tasks, 1)], s.first, 'task')
-        self.condition = pick(s.conditions, 'latent', 'condition')
-        self.against = pick(s.conditions, 'no_comm', 'compare with')
+        self.condition = pick(s.conditions, s.sent.own, 'condition')
+        self.against = pick(s.conditions, s.sent.nothing, 'compare with')
         self.step = w.IntSlider(min=0, max=1, description='step', **place)
         self.keep, self.noise, self.share = slide(1., 1, 'part kept'), slide(0., 2, 'noise', '.2f'), slide(0., 1, 'mixed with')
-        self.toward = pick(latent, 'cross_task' if 'cross_task' in latent else latent[0], 'whose')
+        self.toward = pick(latent, s.sent.other if s.sent.other in latent else latent[0], 'whose')
         self.method, self.by = pick(METHODS, method, 'map'), pick(['task_type', 'outcome'], by, 'colours')
+        for widget in (self.method, self.by) if self.no_map else (): widget.disabled = True
         self.folder = w.Text('view', description='save to', **place)
         self.button = w.Button(description='Save the view', icon='save')
         self.reset = w.Button(description='Message as sent', icon='undo')
@@ -98,7 +100,7 @@ class Explorer:
         def half(*parts): return w.VBox(parts, layout=w.Layout(width='50%', padding='0 6px 0 0'))
         def row(*parts): return w.HBox(parts, layout=w.Layout(width='100%'))
         def title(text): return w.HTML(f"<b style='font-size:15px'>{text}</b>")
-        self.outputs = {p: out(f'{h + 10}px') for p, h in HEIGHTS.items()}
+        self.outputs = {p: out(f'{h + 10}px') for p, h in HEIGHTS.items() if p != 'payload' or self.no_map}
         self.text, self.status, self.bars, self.map_box = w.HTML(), w.HTML(), w.Output(), w.VBox()
         self.transcript = w.HTML(layout=w.Layout(height='440px', overflow='auto', width='99%'))
         self.tabs = w.Tab([self.outputs[p] for p in TABS], titles=list(TABS.values()))
@@ -158,7 +160,9 @@ class Explorer:
             todo, self._drawn, self.status.value = touched(self._drawn, self.view), self.view, ''
             seen = [p for p in todo if p not in TABS or p == self.tab]
             self._draw(p for p in seen if p in _SENT)
-            with self.map.batch_update(): self.map.data[-1].x, self.map.data[-1].y = self._place()
+            if not self.no_map:
+                with self.map.batch_update(): self.map.data[-1].x, self.map.data[-1].y = self._place()
+            elif 'text' in seen: self._draw(['payload'])
             self._trying(self._fit)
             self._draw(p for p in seen if p not in _SENT)
 
@@ -175,7 +179,7 @@ class Explorer:
     def _settle(self):
         "Another task begins at its first step, and words cannot be tampered with."
         if self._drawn is None or self.task.value != self._drawn.task_id: self.step.value = 0
-        states = VARIANTS[self.condition.value].channel == 'latent'
+        states = not self.session.way and VARIANTS[self.condition.value].channel == 'latent'
         for w in (self.keep, self.noise, self.share, self.toward): w.disabled = not states
         if not states: self.keep.value, self.noise.value, self.share.value = 1., 0., 0.
 
@@ -203,7 +207,11 @@ class Explorer:
         self._draw_map()
 
     def _draw_map(self):
-        "A new map: every point can be clicked."
+        "A new map: every point can be clicked. In its place what crossed, where that is no row of states."
+        if self.no_map:
+            import ipywidgets as w
+            self.map_box.children = [self.outputs['payload'], w.HTML(f'<i>{escape(self.no_map)}</i>')]
+            return
         import plotly.graph_objects as go
         figure = _fitted(self._map_figure(), 560).update_layout(title='Messages: click one', legend=dict(orientation='h', y=-.12))
         self.map = go.FigureWidget(figure.update_layout(width=600, autosize=False))
@@ -225,8 +233,9 @@ class Explorer:
     def save(self,
         folder:str|Path, # made if it is not there
     )->list[Path]: # the files
-        "Write the map and every panel of the view as JSON, HTML and, where there is a browser, PNG."
-        figs = dict(map=self._map_figure()) | {p: self._worn(panel(self.session, self.view, p)) for p in PANELS}
+        "Write the map and every panel of the view, as far as they apply, as JSON, HTML and, where there is a browser, PNG."
+        shown = [p for p in PANELS if p in self.outputs and not self.session.sent.not_for(p)]
+        figs = ({} if self.no_map else dict(map=self._map_figure())) | {p: self._worn(panel(self.session, self.view, p)) for p in shown}
         files = [f for name, fig in figs.items() for f in save_figure(fig, Path(folder)/name)]
         kinds = ', '.join(dict.fromkeys(f.suffix[1:].upper() for f in files))
         self.status.value = f'{len(files)} files in {escape(str(folder))}: {", ".join(figs)} as {kinds}'

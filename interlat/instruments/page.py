@@ -72,7 +72,7 @@ def page_data(
     steps:int=8, # decisions of a game that can be tampered with: the first ones
     progress:bool=True, # show a bar
 )->dict: # as the page reads it
-    "Everything that the page shows. Raises `InterlatError` for questions, states without words, or fewer than four games."
+    "Everything that the page shows. Raises `InterlatError` for questions, payloads, states without words, or fewer than four games."
     _check_games(session, n)
     points, axes = map_table(session)
     some, main = points.head(n), conditions[0]
@@ -87,7 +87,10 @@ def page_data(
                 colours=list(PALETTE.values()), symbols=list(SYMBOLS), scale=_SCALE, grey=GREY)
 
 def _check_games(session, n):
-    "Raise `InterlatError` unless the first `n` tasks are games, and their messages have words."
+    "Raise `InterlatError` unless the first `n` tasks are games, and they have messages with words."
+    if session.way:
+        sent = f"payloads of kind {session.sent.kind!r} from the channel {session.way.name!r}"
+        raise InterlatError(f"a page shows messages, cut, noisy and mixed; this session has {sent}: use Explorer, or panel")
     if not session.plays:
         raise InterlatError('a page shows games; this session has questions: use Explorer, or the figures of interlat.figures.instruments')
     for t in session.tasks[:n]:

@@ -20,11 +20,12 @@ from ..messages.message import *
 from ..messages.perturb import *
 from ..models.lm import *
 from ..agents.new_actor import *
+from ..channels.protocol import *
+from ..channels.parcels import *
+from ..channels.bench import *
 from ..evaluation.rollout import *
 from ..evaluation.answering import *
 from ..evaluation.log import *
-from ..evaluation.delivery import *
-from ..evaluation.evaluate import *
 from ..evaluation.questions import *
 from .moments import *
 
@@ -40,21 +41,22 @@ def _kept(path, folder):
 def save_session(
     folder:str|Path, # of the run
     tasks:list[Task], # those that were evaluated
-    store:MessageStore, # the sender's messages for them
-    actor:str|Path, # checkpoint of the actor
+    store:MessageStore|PayloadStore, # the sender's messages for them, or its payloads, of whatever channel
+    actor:str|Path, # checkpoint of the actor; for payloads what their channel wants, e.g. a language model
     sender:str, # language model that wrote the messages: a preset, folder, GGUF file or hub id
-    log:str|Path='', # the run's `games.csv` or `answers.csv`; empty: nothing was evaluated
+    log:str|Path='', # the run's `games.csv`, `answers.csv` or, of payloads, `trials.csv`; empty: nothing was evaluated
     students:Mapping[str,str|Path]|None=None, # label -> folder of a `LatentStudent`
+    how:Mapping|None=None, # `max_steps`, `max_new_tokens` of what is played or answered later; None: as the log was made
 )->Path: # the file
     "Write what `open_session` needs. Raises `InterlatError` if there are no tasks or one of them has no message."
     folder = Path(folder)
     if not tasks: raise InterlatError(f"no tasks to look into in {folder}")
-    store = rows_only(store, 'a session')
     store.need(t.task_id for t in tasks)
     save_tasks([replace(t, source=_kept(t.source, folder) if t.source else '') for t in tasks], folder/TASKS_FILE)
     found = {k: _kept(v, folder) for k, v in dict(actor=actor, sender=sender, messages=store.path).items()}
     found |= dict(log=_kept(log, folder) if log else '', students={k: _kept(v, folder) for k, v in (students or {}).items()})
-    return write_atomic(folder/SESSION_FILE, json.dumps(found, indent=1) + '\n')
+    sent = dict(channel=store.channel, options=store.options) if isinstance(store, PayloadStore) else {}
+    return write_atomic(folder/SESSION_FILE, json.dumps(found | sent | dict(how=dict(how or {})), indent=1) + '\n')
 
 # %% ../../nbs/13_instruments/07_session.ipynb #5e550009
 class Session:
@@ -62,6 +64,7 @@ class Session:
     def __init__(self,
         folder:str|Path, # of the run, with its `session.json`
         device:str='cpu', # where the models run
+        channel:Channel|None=None, # of payloads, where it has trained parts or is of one's own; None: made as it was kept
     ):
         self.folder, self.device = Path(folder), device
         path = check_file(self.folder/SESSION_FILE, 'session', 'write it with save_session, or let interlat-eval do so')
@@ -70,14 +73,30 @@ class Session:
         lacks = [k for k in ('actor', 'sender', 'messages', 'log', 'students') if k not in self._where]
         if lacks: raise InterlatError(f"{path} lacks {', '.join(lacks)}; write it again with save_session")
         self.tasks = [replace(t, source=self._path(t.source)) if t.source else t for t in load_tasks(self.folder/TASKS_FILE)]
-        self.store = MessageStore(self._path(self._where['messages']), create=False)
+        self.sent = self._opened(self._path(self._where['messages']), channel) # what each condition gives
+        self.store, self.way = self.sent.store, getattr(self.sent, 'channel', None) # messages, or payloads and their `Channel`
+        self.store.need(t.task_id for t in self.tasks)
         self.by_id = {t.task_id: t for t in self.tasks} # task_id -> `Task`
-        self._episodes, self._others = {}, {}
+        self._episodes = {}
+
+    def _opened(self, path, channel):
+        "The store, with what can be done with it."
+        name, options = (self._where.get(k) for k in ('channel', 'options'))
+        if name is None and channel is None: return Messages(MessageStore(path, create=False), self.tasks)
+        if name is None: raise InterlatError(f"{self.folder} is a session of messages, not of a channel's payloads; leave {channel!r} out")
+        try: way = kept_channel(name, options or {}, channel)
+        except InterlatError as e: raise InterlatError(f"{self.folder}: {e}, as open_session(folder, channel=...)") from e
+        return Payloads(PayloadStore(path, channel=name, options=options, create=False), self.tasks, way, lambda: self.sender)
 
     def _path(self, name): return str(self.folder/name) if (self.folder/name).exists() else name
 
     @cached_property
-    def actor(self)->Agent: return load_actor(self._path(self._where['actor']), 'float32', self.device) # a `ModelWithInsertedHiddenState`
+    def actor(self)->Agent: # a `ModelWithInsertedHiddenState`; of payloads what their channel wants
+        where = self._path(self._where['actor'])
+        if self.way is None: return load_actor(where, 'float32', self.device)
+        actor = load_reader(where, 'float32', self.device)
+        self.way.check(self.sender if self.way.needs else actor, actor)
+        return actor
     @cached_property
     def sender(self)->Agent: return load_lm(self._path(self._where['sender']), 'float32', self.device) # a language model
     @property
@@ -87,45 +106,37 @@ class Session:
     def plays(self)->bool: return bool(self.tasks[0].source) # games, or questions
 
     @cached_property
-    def results(self): # `games.csv` or `answers.csv` as tables; None if nothing was evaluated
+    def results(self): # `games.csv`, `answers.csv` or `trials.csv` as tables; None if nothing was evaluated
         if not self._where['log']: return None
         log = self._path(self._where['log'])
+        if self.way: return tried(log, self.sent, self.plays)
         return read_games(log) if self.plays else read_answers(log).rename(columns=dict(task_id='game_id'))
 
     @cached_property
     def conditions(self)->list[str]:
-        "What this actor can be given: the variants that its messages allow, the recorded ones first."
-        own = [v for v in VARIANTS if v not in BASELINES and v != 'cross_family']
-        types = pd.Series([t.task_type for t in self.tasks]).value_counts()
-        if len(types) < 2: own = [v for v in own if VARIANTS[v].partner != 'other_type']
-        if (types < 2).any(): own = [v for v in own if VARIANTS[v].partner != 'same_type']
-        if len(self.tasks) < 2: own = [v for v in own if not VARIANTS[v].partner]
-        seen = [] if self.results is None else list(dict.fromkeys(self.results.condition))
+        "What this actor can be given, the recorded ones first."
+        seen, own = [] if self.results is None else list(dict.fromkeys(self.results.condition)), self.sent.names
         return [*(c for c in seen if c in own), *(c for c in own if c not in seen)]
 
-    def _check(self, task_id, condition):
+    def _asked(self, task_id, condition):
         if task_id not in self.by_id:
             raise InterlatError(f"no task {task_id!r} in {self.folder.name}; the first of {len(self.by_id)} is {self.tasks[0].task_id!r}")
-        check_no_old([condition])
-        if condition not in self.conditions:
-            known = short_list(self.conditions)
-            raise InterlatError(f"condition {condition!r} cannot be shown with this actor and these tasks; choose from {known}")
+        self.sent.check(condition := condition or self.sent.own)
+        return condition
 
     def message(self,
         task_id:str, # which task's
-        condition:str='latent', # a name in `conditions`
-    )->tuple: # (`LatentMessage` or None, channel): what the actor gets, and how
+        condition:str='', # a name in `conditions`, of payloads with any argument; empty: its own message
+    )->tuple: # (`LatentMessage`, payload or None, channel): what the actor gets, and how
         "The message as a condition delivers it. Raises `InterlatError` for an unknown task or condition."
-        self._check(task_id, condition)
+        condition = self._asked(task_id, condition)
         row = self.recorded(task_id, condition)
-        seed = 0 if row is None else int(row.seed) # noise and the choice of the other task as they were
-        if (condition, seed) not in self._others: self._others[condition, seed] = stand_in(condition, self.tasks, self.store, seed)
-        return Delivery(self.store, [self.by_id[task_id]], condition, seed, self._others[condition, seed])[0], VARIANTS[condition].channel
+        return self.sent(self.by_id[task_id], condition, 0 if row is None else int(row.seed)) # noise and the other task as they were
 
     @property
     def first(self)->str: # its task_id
         "A task that tells something: the first that went well with its message and badly without, if there is one."
-        with_it, without = self.outcomes('latent'), self.outcomes('no_comm')
+        with_it, without = self.outcomes(), self.outcomes(self.sent.nothing)
         telling = [t.task_id for t in self.tasks
                    if with_it.get(t.task_id) in ('won', 'right') and without.get(t.task_id) in ('lost', 'wrong')]
         return (telling or list(self.by_id))[0]
@@ -136,29 +147,29 @@ class Session:
         rows = rows[(rows.game_id == task_id) & (rows.condition == condition)]
         return rows.iloc[0] if len(rows) else None
 
-    def outcomes(self, condition:str='latent')->dict[str,str]: # task_id -> 'won', 'lost', 'right', 'wrong' or 'error'
+    def outcomes(self, condition:str='')->dict[str,str]: # task_id -> 'won', 'lost', 'right', 'wrong' or 'error'
         "How the tasks ended, those that were recorded; the first seed of each."
         if self.results is None: return {}
-        rows = self.results[self.results.condition == condition].drop_duplicates('game_id')
+        rows = self.results[self.results.condition == (condition or self.sent.own)].drop_duplicates('game_id')
         good, bad = ('won', 'lost') if self.plays else ('right', 'wrong')
         return {t: 'error' if w is None else good if w else bad for t, w in zip(rows.game_id, rows.won if self.plays else rows.equivalent)}
 
     def moments(self,
         task_id:str, # which task
-        condition:str='latent', # a name in `conditions`
+        condition:str='', # as in `message`
     )->tuple: # list of `Moment`; and its `Episode`, or the answer's text
         """The decisions of a task, as they were recorded; played or answered now, greedily, if they were not.
         Raises `InterlatError` as `message` does."""
-        self._check(task_id, condition)
+        condition = self._asked(task_id, condition)
         look = self._game if self.plays else self._question
         if (task_id, condition) not in self._episodes: self._episodes[task_id, condition] = look(task_id, condition)
         return self._episodes[task_id, condition]
 
     def _limits(self, *names):
         "How the run was made, for what is played or answered now."
-        made = Path(self._path(self._where['log'])).with_name('evaluate.json')
-        if not (self._where['log'] and made.exists()): return {}
-        return {k: v for k, v in json.loads(made.read_text(encoding='utf-8')).items() if k in names}
+        made = Path(self._path(self._where['log'])).with_name('trials.json' if self.way else 'evaluate.json')
+        noted = json.loads(made.read_text(encoding='utf-8')) if self._where['log'] and made.exists() else {}
+        return {k: v for k, v in (noted | self._where.get('how', {})).items() if k in names}
 
     def _game(self, task_id, condition):
         row = self.recorded(task_id, condition)
@@ -182,7 +193,7 @@ class Session:
 
     def __repr__(self):
         tasks = f"{len(self.tasks)} {'games' if self.plays else 'questions'}"
-        messages = f"{len(self.store)} messages of {self.store.sender!r}"
+        messages = f"{len(self.store)} {self.store.unit}s of {self.store.sender!r}" + (f' by {self.way!r}' if self.way else '')
         results = 'nothing evaluated'
         if self.results is not None: results = f"{len(self.results)} results under {self.results.condition.nunique()} conditions"
         return f"Session({self.folder.name!r}, {tasks}, {messages}, {results})"
@@ -198,6 +209,7 @@ def copy_session(
     """A session of its own with the first `n` tasks: their games, messages and results, the actor, and a sender that is in the run's
     folder. Results with another task's message stay behind, as the other task may; students do, too. Raises `InterlatError` for a folder
     that holds something, or `n` below 1."""
+    if session.way: raise InterlatError(f"copy_session copies messages, found payloads of channel {session.way.name!r}; use save_session")
     check_range(1, n=n)
     check_no_old(conditions or ())
     out, tasks, sender = Path(out), session.tasks[:n], session._where['sender']
@@ -228,9 +240,10 @@ FIXTURES = dict(small='session', full='session_full')
 def open_session(
     folder:str|Path, # of a run
     device:str='cpu', # where its models run
+    channel:Channel|None=None, # as of `Session`
 )->Session:
     "Open a run. Raises `InterlatError` if it has no session, or a part of it is missing or damaged."
-    return Session(folder, device)
+    return Session(folder, device, channel)
 
 @lru_cache
 def open_fixture(
