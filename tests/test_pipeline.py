@@ -2,7 +2,7 @@
 import json, re, subprocess, sys, time
 from dataclasses import replace
 
-import pytest
+import pandas as pd, pytest
 from browser import draws
 from notebooks import ROOT, start_run
 
@@ -10,6 +10,7 @@ from interlat.games.generate import generate_games
 from interlat.core.basics import InterlatError
 from interlat.runs.costs import KNOWN, Training, count_parameters, device, model_config, train_cost, write_cost
 from interlat.runs.budget import budget
+from interlat.runs.cli import interlat_run
 from interlat.runs.dryrun import check_model, dry_run
 from interlat.runs.pipeline import SIZES, TASKS, plan, stages
 from interlat.runs.parameters import check_parameters, read_parameters
@@ -19,7 +20,7 @@ TOLD = [f for f in sorted((ROOT/'nbs'/'experiments').glob('*.yaml')) if '# budge
 
 
 def test_a_pipeline_that_is_killed_goes_on_at_its_stage(tmp_path):
-    words = ('pipeline', '--task', 'math', '--model-size', 'tiny', '--limit', '6', '--out', tmp_path/'run')
+    words = ('pipeline', '--task', 'math', '--model-size', 'tiny', '--limit', '6', '--channels', 'text,cipher:n=4', 'interlat', '--out', tmp_path/'run')
     first = start_run(*words, cwd=tmp_path, stderr=subprocess.STDOUT)
     mark = tmp_path/'run'/'stages'/'evaluate.json'
     while not mark.exists(): assert first.poll() is None; time.sleep(.1)
@@ -34,8 +35,52 @@ def test_a_pipeline_that_is_killed_goes_on_at_its_stage(tmp_path):
     assert {p: p.stat().st_mtime_ns for p in made} == made, 'nothing is trained again'
     page, metrics = (tmp_path/'run'/'report.html').read_text(), json.loads((tmp_path/'run'/'metrics.json').read_text())
     assert {'latent', 'text', 'no_comm', 'cross_task', 'random_rot', 'first_8', 'K=8'} == set(metrics['success'])
-    assert page.count('data:image/png;base64') >= 4 if draws() else page.count('.html">') == 4
+    assert page.count('data:image/png;base64') >= 5 if draws() else page.count('.html">') == 5
     assert 'carry_out_stage' not in page and 'done before' not in page and 'presence:' in page and str(tmp_path) not in page
+    told, called = metrics['channels'], dict(text='text:max_new_tokens=128', interlat='interlat:max_new_tokens=128', cipher='cipher:n=4')
+    assert {name: told[word]['reader'] for name, word in called.items()} == dict(text='actor', interlat='actor', cipher='sender') and all(word in page for word in told)
+    assert told[called['interlat']]['success_rate'] == metrics['success']['latent'] and told[called['interlat']]['none'] == metrics['success']['no_comm']
+    assert '6 · Other channels' in page and "with another's, %" in page and 'of our own channel alone' in page and len(told) == 3
+
+
+THROUGH = """import sys
+from interlat.runs.pipeline import carry_out_stage, plan, stages
+p, out = plan('alfworld', limit=4, channels='latentmas:latent_steps=2,cipher:n=4'), sys.argv[1]
+for name in ('data', 'channels'): carry_out_stage(out, name, stages(p, out)[name])"""
+
+
+def test_other_channels_killed_or_not_come_to_the_same_and_send_once(tmp_path):
+    def start(name): return subprocess.Popen([sys.executable, '-c', THROUGH, tmp_path/name], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    def trials(name): return {path.parent.name: pd.read_csv(path) for path in (tmp_path/name/'channels'/'sender').glob('*/trials.csv')}
+    killed, begun = start('killed'), tmp_path/'killed'/'channels'/'sender'/'latentmas:latent_steps=2'/'trials.csv'
+    while not begun.exists(): assert killed.poll() is None, killed.communicate()[0][-2000:]; time.sleep(.01)
+    killed.kill()
+    killed.communicate()
+    assert not (tmp_path/'killed'/'stages'/'channels.json').exists()
+    sent = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (tmp_path/'killed'/'payloads').rglob('*.payloads')}
+    assert len(sent) == 2
+    for name in ('killed', 'whole'):
+        process = start(name)
+        said, _ = process.communicate(timeout=200)
+        assert process.returncode == 0, said[-2000:]
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in sent} == sent and (tmp_path/'killed'/'stages'/'channels.json').exists()
+    one, other = trials('killed'), trials('whole')
+    assert one.keys() == other.keys() == {'latentmas:latent_steps=2', 'cipher:n=4'}
+    for name, rows in one.items():
+        assert rows.groupby('arm').size().to_dict() == dict(current=4, none=4, other=4)
+        timeless = [c for c in rows if not c.startswith('seconds')]
+        a, b = (t.sort_values(['arm', 'item'])[timeless].reset_index(drop=True) for t in (rows, other[name]))
+        assert a.equals(b), name
+
+
+@pytest.mark.parametrize('given, why', [
+    ('text,c2c', "the channel 'c2c' reads through projectors of this very pair, and a pipeline trains none"), ('c2c:projectors=x', "the channel 'c2c' reads through projectors"),
+    ('text,loud', "unknown channel 'loud'"), ('text:n=3', "the channel 'text' has no option 'n'"), ('sde:layers=40', "channel 'sde:layers=40:max_new_tokens=128': layer must be"),
+    ('cipher:n=90000', "channel 'cipher:n=90000': "), ('text:max_new_tokens=90000', "channel 'text:max_new_tokens=90000': "), ('latentmas:keep=half', "channel 'latentmas:keep=half': unknown keep 'half'")])
+def test_a_channel_that_cannot_serve_is_refused_before_the_first_stage(given, why, tmp_path):
+    for more in ((), ('--dry_run',)):
+        with pytest.raises(InterlatError) as e: interlat_run(['pipeline', '--task', 'math', '--channels', given, '--out', str(tmp_path/'run'), *more])
+        assert why in str(e.value) and len(str(e.value).splitlines()) == 1 and not (tmp_path/'run').exists()
 
 
 @pytest.mark.parametrize('task, size', [(task, size) for task in TASKS for size in SIZES if (task, size) != ('math', 'small')])
@@ -52,7 +97,7 @@ def test_every_stage_is_a_command_that_its_program_takes(task, size, full, monke
         raise Read
     monkeypatch.setattr(HfArgumentParser, 'parse_args_into_dataclasses', read)
     monkeypatch.setattr('torch.cuda.is_available', lambda: False)
-    for name, commands in stages(plan(task, size, full, processes=2 if size == 'large' else 1), tmp_path).items():
+    for name, commands in stages(plan(task, size, full, processes=2 if size == 'large' else 1, channels='interlat,text,latentmas,kvcomm'), tmp_path).items():
         for command, *argv in commands:
             argv = [*argv, '--use_cpu', 'true', '--bf16', 'false', '--fsdp', ''] if command in ('interlat-train', 'interlat-compress') else argv
             with pytest.raises(Read): launch.COMMANDS[command](list(argv))
@@ -120,6 +165,8 @@ def test_a_dry_run_of_the_pipeline(tmp_path, monkeypatch):
     assert wrong[:4] == ['sender', 'actor', 'data train', 'data valid_unseen'] # no network, no games
     for task in TASKS:
         assert all(c.fine for c in look_at(as_parameters(plan(task)), tmp_path, 'cpu')[0])
+        (checks, more), (_, less) = (look_at(as_parameters(plan(task, 'medium', channels=names)), tmp_path, 'h100') for names in (['text', 'kvcomm'], []))
+        assert [c.found.split(':')[0] for c in checks if c.what == 'channels'] == ['text'] and more.disk_gb > less.disk_gb and more.hours > less.hours
         for size, n in (('medium', 1), ('large', 1), ('large', 8)):
             told = budget(as_parameters(plan(task, size, True, processes=n), n), device('h100'))
             assert told.memory_gb < 80, (task, size, n, told)

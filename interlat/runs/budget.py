@@ -18,6 +18,7 @@ from ..agents.new_actor import *
 from ..training.settings import *
 from ..compression.compress import *
 from ..evaluation.evaluate import *
+from ..audit.running import *
 from .costs import *
 
 # %% ../../nbs/15_runs/07_budget.ipynb #20b90012
@@ -143,12 +144,26 @@ def _compression(p, on, lengths, settings):
     cost = student_cost(p.get('student', p['sender']), p['actor'], p['K'], lengths.prompt, lesson, on)
     yield f"train {n} student{'s' if n > 1 else ''}", _times(n, cost)
 
+def _playing(p, on, n, lengths, itemsize):
+    "What n games or questions take."
+    batch = p.get('play_batch_size', _AT_A_TIME)
+    if 'max_steps' in p: return write_cost(p['actor'], n, lengths.tokens//2, p['max_steps']*_COMMAND, batch, on, itemsize)
+    return write_cost(p['actor'], n*p.get('n_samples', 1), lengths.prompt, lengths.states, batch, on, itemsize)
+
+def _channels(p, on, n, lengths, itemsize):
+    "The part of other channels: each sends once, and is played under every arm of a bench; what it sends is kept, a cache at most."
+    if not (k := len(p.get('channels', ()))): return
+    s = sizes(model_config(p['sender']))
+    cache = 2*s.depth*s.kv_heads*s.head_width*(lengths.prompt + lengths.states)*itemsize
+    sent = write_cost(p['sender'], k*n, lengths.prompt, lengths.states, _AT_A_TIME, on, itemsize)
+    played = _playing(p, on, k*n*len(ARMS_OF_A_BENCH), lengths, itemsize)
+    cost = dict(memory=max(sent['memory'], played['memory']), seconds=sent['seconds'] + played['seconds'], disk=k*n*cache)
+    yield f"{k} channel{'s' if k > 1 else ''}", cost
+
 def _evaluation(p, on, n, lengths, itemsize):
     "The part of the evaluation; other actors are held beside the first."
     others = sum(c in p.get('conditions', ()) for c in BASELINES)
-    n, batch = n*_plays(p), p.get('play_batch_size', _AT_A_TIME)
-    if 'max_steps' in p: cost = write_cost(p['actor'], n, lengths.tokens//2, p['max_steps']*_COMMAND, batch, on, itemsize)
-    else: cost = write_cost(p['actor'], n*p.get('n_samples', 1), lengths.prompt, lengths.states, batch, on, itemsize)
+    cost = _playing(p, on, n*_plays(p), lengths, itemsize)
     held = others*count_parameters(model_config(p['actor']))*itemsize
     yield 'evaluate', dict(memory=cost['memory'] + held, seconds=len(p.get('training_seeds', [0]))*cost['seconds'])
 
@@ -191,6 +206,7 @@ def budget(
     taught = given | _ACTOR | dict(gradient_accumulation_steps=1) | student
     still = 4 if on.name == 'cpu' else 2 # bytes of a number that is not trained
     in_float32 = given.get('dtype', p.get('dtype', 'float32')) != 'bfloat16' and processes == 1 # an actor, as it plays
+    plays = n_eval, lengths, 4 if in_float32 else still
     parts = [*_writing(p, on, n_train + n_eval, lengths, still), *_training(p, on, lengths, given), *_compression(p, on, lengths, taught),
-             *_evaluation(p, on, n_eval, lengths, 4 if in_float32 else still)]
+             *_evaluation(p, on, *plays), *_channels(p, on, *plays)]
     return Budget(pd.DataFrame([_row(part, cost) for part, cost in parts]), on, processes)

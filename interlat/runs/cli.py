@@ -116,7 +116,7 @@ def gathered(
 # %% ../../nbs/15_runs/11_cli.ipynb #23000012
 def _pipeline_parser():
     from interlat.runs.pipeline import SIZES, TASKS
-    stages = 'collect, train, evaluate, compress, evaluate, probe'
+    stages = 'collect, train, evaluate, compress, evaluate, probe, other channels'
     about = f'From data to a report: {stages}. Started again, it goes on at the stage where it was.'
     parser = LineParser(prog='interlat-run pipeline', description=about)
     parser.add_argument('--task', choices=TASKS, required=True, help='household games, or problems of mathematics')
@@ -126,6 +126,8 @@ def _pipeline_parser():
     parser.add_argument('--data_path', default='', help='games or problems (made for tiny and small, else $ALFWORLD_DATA or the hub)')
     parser.add_argument('--processes', type=int, default=1, help='that share collection and training, one a GPU (1)')
     parser.add_argument('--limit', type=int, default=0, help='at most so many tasks and steps, to try it out')
+    parser.add_argument('--channels', nargs='+', default=[], metavar='CHANNEL',
+                        help='other channels to compare on the same tasks, e.g. text,latentmas:latent_steps=20')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--dry_run', action='store_true', help=f'look at {_LOOKS}')
     parser.add_argument('--on', default='', help=_ON)
@@ -140,6 +142,7 @@ def pipeline(
     from interlat.runs.pipeline import as_parameters, pipeline_notebook, plan
     looks, on = args.pop('dry_run'), args.pop('on')
     out = args.pop('out') or f"data/runs/pipeline_{args['task']}_{args['model_size']}{'_full' if args['full'] else ''}"
+    args['channels'] = several(args['channels'])
     wanted = plan(**args)
     if looks:
         from interlat.runs.dryrun import look_at

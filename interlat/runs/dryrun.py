@@ -119,6 +119,7 @@ def look_at(
     pair = {'sender', 'actor'} <= names.keys()
     if pair and all(c.fine for c in checks if c.what in names): checks.append(check_widths(names['sender'], names['actor']))
     if not pair and 'model' not in names: return checks, None
+    if p.get('channels'): checks.append(Check('channels', f"{', '.join(p['channels'])}: with the own message, none, another's", True))
     try: told = budget(p, device(on))
     except InterlatError as e: return [*checks, Check('budget', first_line(e), False)], None
     return [*checks, *check_windows(p), *_check_room(told, out)], told

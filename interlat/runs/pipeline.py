@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..core.basics import *
+from ..core.arguments import *
 from .notebook import *
 
 # %% ../../nbs/15_runs/09_pipeline.ipynb #22000005
@@ -30,6 +31,7 @@ class Plan:
     expert:str = 'walkthrough' # whom the actor imitates in games
     K:int = 8               # states of a compressed message
     seed:int = 0            # of what is made and trained
+    channels:tuple[str,...] = () # words of channels that the same tasks are played through, too
 
     @property
     def made(self)->bool: return self.sender.startswith('tiny-') and not self.data_path # games or problems are made for the run
@@ -110,8 +112,9 @@ def plan(
     processes:int=1, # that share a training
     seed:int=0, # of what is made and trained
     limit:int=0, # at most so many tasks of each part and as many steps of training, to try it out; 0: no limit
+    channels:list[str]=(), # more ways from sender to actor, as `channel_word` takes them, tried on the same tasks
 )->Plan:
-    "The plan of a pipeline. Raises `InterlatError` for a task or a size that there is none for."
+    "The plan of a pipeline. Raises `InterlatError` for a task or a size that there is none for, and for a channel that cannot serve in it."
     check_choice(TASKS, task=task)
     check_choice(SIZES, model_size=model_size)
     if limit < 0 or limit == 1: raise InterlatError(f"limit must be 0, or 2 and more, found {limit}")
@@ -119,6 +122,9 @@ def plan(
     elif model_size == 'small': found = _small(task, full, official=bool(data_path))
     else: found = _pretrained(task, model_size, full, processes)
     found = replace(found, seed=seed, data_path=data_path or found.data_path)
+    if channels := several(channels):
+        from interlat.runs.rehearse import rehearse
+        found = replace(found, channels=rehearse(channels, found.sender, found.actor, found.states))
     return _limited(found, limit) if limit else found
 
 # %% ../../nbs/15_runs/09_pipeline.ipynb #2200000a
@@ -135,10 +141,10 @@ def _source(p, out, split, n):
     expert = None if p.expert == 'walkthrough' else p.expert
     return dict(data_path=out/'games' if p.made else p.data_path or None, split=split, num_games=n, expert=expert)
 
-def _collect(p, out, model, split, n, folder, **more):
+def _collect(p, out, model, split, n, folder, **more): # folder: of the run
     "Let a model write its messages for a split."
     data = _source(p, out, split, n)
-    return _line('interlat-collect', p.task, model_name_or_path=model, **data, output_dir=out/'messages'/folder, **more)
+    return _line('interlat-collect', p.task, model_name_or_path=model, **data, output_dir=out/folder, **more)
 
 def _evaluate(p, out, variants, **more):
     "Let the actor do the tasks to report on."
@@ -147,23 +153,38 @@ def _evaluate(p, out, variants, **more):
                  output_dir=out/'eval', **more)
 
 # %% ../../nbs/15_runs/09_pipeline.ipynb #22000021
+def _bench(p, out):
+    "What each channel sends, collected once, and the tasks played through them, apart by who reads."
+    from interlat.audit.running import folder_of
+    from interlat.runs.rehearse import reader_of
+    sent = [_collect(p, out, p.sender, p.split, p.n_eval, f'payloads/{folder_of(word)}', channel=word, seed=p.seed) for word in p.channels]
+    data, played = _source(p, out, p.split, p.n_eval), []
+    for reader, name in dict(actor=out/'actor', sender=p.sender).items():
+        if not (words := [word for word in p.channels if reader_of(word) == reader]): continue
+        played.append(_line('interlat-eval', p.task, model_name_or_path=name, sender=p.sender, **data, channels=words,
+                            payloads=out/'payloads', seeds=p.seed, output_dir=out/'channels'/reader))
+    return sent + played
+
 def stages(
     p:Plan, # what to run
     out:str|Path, # folder of the run
 )->dict[str,list[tuple]]: # stage -> commands with their words
     "What each stage of a pipeline runs; the probes and the report are the notebook's."
-    out, short = Path(out), f'k{p.K}' # the folder of the compressed messages
+    out, short = Path(out), f'messages/k{p.K}' # the folder of the compressed messages
     parts = ('train', p.n_train, 'train'), (p.split, p.n_eval, 'eval') # split, tasks, and the folder of their messages
     lesson = _source(p, out, 'train', p.n_train) | dict(hidden_data_path=out/'messages'/'train', seed=p.seed)
     made = p.made and p.task == 'alfworld' # problems need no files
     games = [_line('interlat-games', out=out/'games', n=n, split=split, seed=p.seed, size=p.rooms) for split, n, _ in parts if made]
-    messages = [_collect(p, out, p.sender, split, n, folder, max_new_tokens=p.states, seed=p.seed) for split, n, folder in parts]
+    written = dict(max_new_tokens=p.states, seed=p.seed)
+    messages = [_collect(p, out, p.sender, split, n, f'messages/{folder}', **written) for split, n, folder in parts]
     actor = _line('interlat-train', p.task, model_name_or_path=p.actor, output_dir=out/'actor', **lesson, **p.train)
     student = _line('interlat-compress', p.task, student_model_name_or_path=p.sender, teacher_model_name_or_path=out/'actor', K=p.K,
                     output_dir=out/'student', **lesson, **p.compress)
-    compressed = _evaluate(p, out, [*_VARIANTS, f'first_{p.K}'], compressed=f'K={p.K}={out}/messages/{short}')
+    compressed = _evaluate(p, out, [*_VARIANTS, f'first_{p.K}'], compressed=f'K={p.K}={out}/{short}')
+    channels = dict(channels=_bench(p, out)) if p.channels else {}
     return {'data': games, 'collect': messages, 'train': [actor], 'evaluate': [_evaluate(p, out, _VARIANTS)],
-            'compress': [student, _collect(p, out, out/'student', p.split, p.n_eval, short)], 'evaluate the compressed': [compressed]}
+            'compress': [student, _collect(p, out, out/'student', p.split, p.n_eval, short)],
+            'evaluate the compressed': [compressed]} | channels
 
 # %% ../../nbs/15_runs/09_pipeline.ipynb #2200000e
 def as_parameters(
@@ -180,7 +201,8 @@ def as_parameters(
     alone = dict(fsdp=False, gradient_checkpointing=False, lora=None, dtype='float32') # what a student does not take over from the actor
     student = dict(K=p.K, student_steps=steps(p.compress), student_training=alone | p.compress)
     played = dict(max_steps=20) if p.task == 'alfworld' else dict(levels=[])
-    return dict(sender=p.sender, max_new_tokens=p.states, conditions=_VARIANTS, **data, **actor, **student, **played)
+    written = dict(sender=p.sender, max_new_tokens=p.states, conditions=_VARIANTS, channels=[*p.channels])
+    return dict(**written, **data, **actor, **student, **played)
 
 # %% ../../nbs/15_runs/09_pipeline.ipynb #22000012
 _SHARED = ('interlat-collect', 'interlat-train', 'interlat-compress') # commands whose work several processes can share
