@@ -96,8 +96,8 @@ class Page:
 
     def run_notebook(self, lab, path):
         "Open a notebook in JupyterLab and run all its cells; fails with the errors that they raised."
-        until(lambda: self.driver.get(f'{lab}/lab?token=interlat') is None, 'the server') # raises while nobody answers
-        until(lambda: self.js('return !!window.jupyterapp'), 'JupyterLab')
+        def begun(): return until(lambda: self.js('return !!window.jupyterapp'), 'its page', WAIT/3)
+        until(lambda: self.driver.get(f'{lab}/lab?token=interlat') is None and begun(), 'JupyterLab', 2*WAIT) # raises while nobody answers; what came in parts is loaded anew
         assert (wrong := self.driver.execute_async_script(OPEN, str(path))) == '', wrong
         heard = 0. # when it was last told to run, or was seen running
         def ran(): # a notebook that has just been opened may not hear: an idle kernel with cells left to run is told again
