@@ -87,9 +87,19 @@ def test_every_channel_is_audited_on_problems(data, channel):
 def test_a_users_table(data):
     code, said, err = call(main_audit, 'custom', *SELF, '--channel', 'latentmas:latent_steps=1', '--data_path', data/'table.jsonl', '--num_rows', 5, '--output_dir', data/'custom', '--need', 'true',
                            '--max_new_tokens', 4, '--check_items', 3, '--partners', 1, '--train_items', 3, '--constant_steps', 1, '--device', 'cpu', '--workers', 1,
-                           '--arms', 'none,other,learned_constant,oracle')
+                           '--arms', 'none,other,cross_benchmark,learned_constant,oracle', '--other_tasks', 'math')
     assert code == 0, err
-    assert {*read_audit(data/'custom')['arms']} == {'current', 'none', 'other', 'learned_constant', 'oracle'} # rows 6 to 8 train the constant
+    arms = read_audit(data/'custom')['arms']
+    assert {*arms} == {'current', 'none', 'other', 'cross_benchmark', 'learned_constant', 'oracle'} # rows 6 to 8 train the constant
+    assert arms['cross_benchmark']['rounds'] == 1
+
+
+def test_another_benchmark_needs_somebody_who_sends(data):
+    code, _, err = call(main_audit, 'custom', '--model_name_or_path', 'tiny-qwen2', '--hidden_data_path', data/'store', '--data_path', data/'table.jsonl', '--output_dir', data/'unsent',
+                        '--other_tasks', 'math', '--device', 'cpu')
+    assert code == 2 and "nobody sends about other_tasks 'math'; give --sender" in err
+    code, _, err = call(main_audit, 'custom', *SELF, '--data_path', data/'table.jsonl', '--output_dir', data/'unsent', '--other_tasks', 'maths', '--channel', 'text', '--device', 'cpu')
+    assert code == 2 and 'task file not found' in err and 'maths' in err
 
 
 def test_killed_at_any_time_it_goes_on(data, latent):

@@ -31,6 +31,7 @@ from ..audit.response import *
 from ..audit.checks import *
 from ..audit.arms import *
 from ..audit.controls import *
+from .sources import *
 from .bench import *
 from ..instruments.verdict import *
 
@@ -53,7 +54,8 @@ class AuditArguments:
     partners:int = option(4, "other items whose message each item gets")
     train_items:int = option(64, 'other items that the learned constant is trained on; 0: none')
     constant_steps:int = option(100, 'steps of that training')
-    other_tasks:str|None = option(None, 'tasks of another benchmark, a .jsonl file of save_tasks, for cross_benchmark')
+    other_tasks:str|None = option(None, 'another benchmark, for cross_benchmark: math (as many new problems), alfworld '
+                                           '(games of $ALFWORLD_DATA), or a .jsonl file of save_tasks')
     stranger:str|None = option(None, 'another sender, for the attacks other_sender and swapped_row')
     own_projectors:str|None = option(None, "c2c: projectors from the actor to itself, for self")
     pieces:int = option(4, 'parts of a message that NLD sets back, where it has no layers')
@@ -76,6 +78,14 @@ def _other_items(data, n, taken):
     except InterlatError: return [] # no such split: the arm will say that it has none
     ids = {t.task_id for t in taken}
     return [t for t in found if t.task_id not in ids and len(t.turns) > 1][:n]
+
+def _other_benchmark(args, sender, n):
+    "Tasks of another benchmark, as many as are audited where there are so many."
+    if args.other_tasks is None: return []
+    if sender is None: raise InterlatError(f"nobody sends about other_tasks {args.other_tasks!r}; give --sender")
+    if args.other_tasks == 'math': return MathData(split=MathData.reported, num_problems=n).tasks()
+    if args.other_tasks == 'alfworld': return GameData(split=GameData.reported, num_games=n).tasks()
+    return load_tasks(args.other_tasks)
 
 def _messages(args, channel, sender, tasks, seed):
     "The items' own messages."
@@ -100,7 +110,8 @@ def case_from(
     if sender: c.check(sender, actor)
     ids, types, k = [t.task_id for t in tasks], [t.task_type for t in tasks], args.partners
     def made(who, about): return make_messages(c, who, about, args.batch_size, seed).payloads
-    pool = made(sender, load_tasks(args.other_tasks)) if args.other_tasks and sender else []
+    others = _other_benchmark(args, sender, len(tasks))
+    pool = made(sender, others) if others else []
     beside = Beside(ids, types, k, pool, made(load(args.stranger), tasks) if args.stranger else [], sender)
     own = channel_maker('c2c', dict(projectors=args.own_projectors), actor)() if args.own_projectors else None
     payloads, train = _messages(args, c, sender, tasks, seed), _other_items(data, args.train_items, tasks)
