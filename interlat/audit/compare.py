@@ -89,7 +89,7 @@ def bench_table(
         said[words] = [DASH if w or pd.isna(rate) else f'{100*rate:.0f}' for w, rate in zip(table.why, table[arm])]
     for name in ('presence', 'content'):
         low, high = table[f'{name}_low'], table[f'{name}_high']
-        said[f'{name}, points'] = [DASH if w else points_cell(*v) for w, v in zip(table.why, zip(table[name], low, high))]
+        said[f'{name} ({PARTS[name]}), points'] = [DASH if w else points_cell(*v) for w, v in zip(table.why, zip(table[name], low, high))]
         said[f'{name}: p (Holm)'] = [p_cell(p) for p in table[f'{name}_holm']]
     said['bytes'] = [bytes_cell(b) for b in table.bytes]
     for name, words in (('seconds_make', 'to make, ms'), ('seconds_read', 'to read, ms')):

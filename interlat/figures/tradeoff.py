@@ -8,7 +8,7 @@ __all__ = ['FAMILIES', 'WORTH', 'Worth', 'rate_distortion', 'content_against_byt
 # %% ../../nbs/12_figures/04_tradeoff.ipynb #e7a0f102
 import math
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import count
 
 from ..core.basics import *
 from ..core.stats import *
@@ -73,7 +73,8 @@ def _apart(points):
 def _families(names):
     "Colour and symbol of each family; those without their own share the colours that are left."
     left = [c for c in PALETTE.values() if c not in {PALETTE['yellow'], *(FAMILIES[n][0] for n in names if n in FAMILIES)}]
-    spare = zip(cycle(left), cycle(SYMBOLS[::-1]))
+    n, m = len(left), len(SYMBOLS)
+    spare = ((left[i % n], SYMBOLS[-1 - (i % n + i//n) % m]) for i in count()) # a colour that comes again has another symbol
     return {n: FAMILIES.get(n) or next(spare) for n in names}
 
 def _worth(fig, points, column, families, ends, at):
@@ -138,9 +139,8 @@ def content_against_bytes(
     table, # of `compare`, of one cell of a bench
     title:str='What a message says, and what it costs', # above the figure
 ):
-    "Content and success of channels against the bytes of a message, each with its Pareto front; channels that were refused are left out."
-    check_columns(table, ['channel', 'trained', 'why', 'success_rate_low', 'success_rate_high'])
+    "Content of channels against the bytes of a message, with the Pareto front; channels that were refused are left out."
+    check_columns(table, ['channel', 'trained', 'why', 'content_low', 'content_high'])
     played = table[table.why == '']
-    families = ['trained' if words else 'untrained' for words in played.trained]
-    points = played.assign(family=families, label=played.channel, ci_low=played.success_rate_low, ci_high=played.success_rate_high)
-    return rate_distortion(points, title, ('content', 'success_rate'))
+    families = [f"{name} (trained)" if words else name for name, words in zip(played.channel, played.trained)]
+    return rate_distortion(played.assign(family=families, label=played.channel), title, ('content',))
