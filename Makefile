@@ -82,7 +82,7 @@ readme: $(VENV)/.dev ## run nbs/index.ipynb and write README.md from it
 		index.ipynb | sed 's#](\.\./#](#g' | cat -s > ../README.md
 
 # Runs whose figures and manifest are kept; what a run leaves lies with it, in data/runs, until `make results` brings it.
-KEPT := demo table1 compression math inside three_agents ablations ablations_cross ablations_frozen bench
+KEPT := demo table1 compression math inside three_agents ablations ablations_cross ablations_frozen bench bench_smollm2
 
 # The official games: runs of E03_table1_official*.yaml in data/runs/official/NAME; the first training's actor is kept, so that it plays without training.
 OFFICIAL := small small_task
@@ -93,6 +93,8 @@ official: $(VENV)/.demo ## keep tables, figures, actor and session of the last r
 		cp $$from/{table1,per_training,equivalence}.csv $$from/metrics.json $$to/; \
 		for split in valid_seen valid_unseen; do for t in summary paired effects; do cp $$from/$$split/$$t.csv $$to/$${t}_$$split.csv; done; done; \
 		sed -e 's#$(CURDIR)/##' -e 's#"data_path": "[^"]*"#"data_path": "FOLDER"#' $$from/manifest.json > $$to/manifest.json; done
+	@from=data/runs/official/pipeline; to=data/official/pipeline; mkdir -p $$to; cp $$from/eval/{summary,paired}.csv $$to/; \
+		sed -e 's#$(CURDIR)/##' -e 's#"data_path": "[^"]*"#"data_path": "FOLDER"#' $$from/manifest.json > $$to/manifest.json
 	@rm -rf data/official/small/actor; cp -r data/runs/official/small/actors/latent-0 data/official/small/actor
 	@rm -rf interlat/assets/session_full
 	@$(BIN)/python -c "from interlat.instruments.session import *; print(copy_session(open_session('data/runs/official/small'), 'interlat/assets/session_full', dtype='bfloat16'))"
@@ -109,7 +111,7 @@ results: ## keep tables and figures of the last demo, of E03, E06, E08, E10, E11
 	@cp data/runs/math/{table2,accuracy,accuracy_by_level,accuracy_by_subject,paired,effects}.csv data/runs/math/metrics.json data/math/
 	@cp data/runs/inside/{probes,geometry,cka,centroids,parallelism,plan_mass}.csv data/runs/inside/metrics.json data/inside/
 	@cp data/runs/three_agents/valid_unseen/{summary,effects}.csv data/runs/three_agents/{against_valid_unseen,by_knower,only_both,messages}.csv data/runs/three_agents/metrics.json data/three_agents/
-	@cp data/runs/bench/{bench,ladder}.csv data/runs/bench/metrics.json data/bench/
+	@for run in bench bench_smollm2; do cp data/runs/$$run/{bench,ladder}.csv data/runs/$$run/metrics.json data/$$run/; done
 	@for run in ablations ablations_cross ablations_frozen; do \
 		cp data/runs/$$run/{ablations,shares,paired,summary,per_seed,logs}.csv data/runs/$$run/metrics.json data/$$run/; done
 
