@@ -82,6 +82,11 @@ def test_every_channel_is_audited_on_problems(data, channel):
     audit = read_audit(out)
     assert {*audit['arms']} >= {'current', 'none', 'masked', 'other', 'self', 'single_agent', 'oracle', 'text'} and {*audit['arms']} | {*audit['refused']} == {*ALL_ARMS}
     assert bool(audit['norms']) == (channel.split(':')[0] in ('statebridge', 'cipher'))
+    tables = {arm: pd.read_csv(out/'arms'/arm/'trials.csv', keep_default_na=False).drop(columns='arm') for arm in ('text', 'text_equal_bytes')}
+    said = {arm: audit['arms'][arm]['bytes'] for arm in tables}
+    taken_over = not (out/'arms'/'text_equal_bytes'/'trials.json').exists() # the very same words are not asked twice
+    assert taken_over == (said['text'] == said['text_equal_bytes']) and (not taken_over or tables['text'].equals(tables['text_equal_bytes']))
+    assert taken_over or channel in ('ac', 'kvcomm', 'cipher:n=4')
 
 
 def test_a_users_table(data):
