@@ -70,7 +70,7 @@ export: $(VENV)/.dev ## write interlat/*.py from the notebooks, and clean the no
 helptexts: $(VENV)/.dev ## keep what the commands say to --help
 	@$(BIN)/python -c "from interlat.commands.help import keep_help; keep_help()"
 
-pages: $(VENV)/.dev ## run the pages of results, models, benchmarks and related work, whose tables are made
+pages: $(VENV)/.dev ## run the pages of results, channels, models, benchmarks and related work, whose tables are made
 	@cd nbs/pages && ../../$(BIN)/jupyter nbconvert --log-level ERROR --to notebook --execute --inplace results.ipynb channels.ipynb models.ipynb benchmarks.ipynb related_work.ipynb
 	@$(BIN)/nbdev_clean --fname nbs/pages
 
