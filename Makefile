@@ -81,6 +81,9 @@ readme: $(VENV)/.dev ## run nbs/index.ipynb and write README.md from it
 		--TagRemovePreprocessor.enabled=True --TagRemovePreprocessor.remove_input_tags=hide_input \
 		index.ipynb | sed 's#](\.\./#](#g' | cat -s > ../README.md
 
+# A manifest without the folders of this machine.
+BARE := sed -e 's|$(CURDIR)/||' -e 's|"data_path": "/[^"]*"|"data_path": "FOLDER"|'
+
 # Runs whose figures and manifest are kept; what a run leaves lies with it, in data/runs, until `make results` brings it.
 KEPT := demo table1 compression math inside three_agents ablations ablations_cross ablations_frozen bench bench_smollm2
 
@@ -92,9 +95,9 @@ official: $(VENV)/.demo ## keep tables, figures, actor and session of the last r
 		cp $$from/figures/*.json $$from/figures/*.png figures/official/$$run/; \
 		cp $$from/{table1,per_training,equivalence}.csv $$from/metrics.json $$to/; \
 		for split in valid_seen valid_unseen; do for t in summary paired effects; do cp $$from/$$split/$$t.csv $$to/$${t}_$$split.csv; done; done; \
-		sed -e 's#$(CURDIR)/##' -e 's#"data_path": "[^"]*"#"data_path": "FOLDER"#' $$from/manifest.json > $$to/manifest.json; done
+		$(BARE) $$from/manifest.json > $$to/manifest.json; done
 	@from=data/runs/official/pipeline; to=data/official/pipeline; mkdir -p $$to; cp $$from/eval/{summary,paired}.csv $$to/; \
-		sed -e 's#$(CURDIR)/##' -e 's#"data_path": "[^"]*"#"data_path": "FOLDER"#' $$from/manifest.json > $$to/manifest.json
+		$(BARE) $$from/manifest.json > $$to/manifest.json
 	@rm -rf data/official/small/actor; cp -r data/runs/official/small/actors/latent-0 data/official/small/actor
 	@rm -rf interlat/assets/session_full
 	@$(BIN)/python -c "from interlat.instruments.session import *; print(copy_session(open_session('data/runs/official/small'), 'interlat/assets/session_full', dtype='bfloat16'))"
@@ -102,7 +105,7 @@ official: $(VENV)/.demo ## keep tables, figures, actor and session of the last r
 results: ## keep tables and figures of the last demo, of E03, E06, E08, E10, E11, E13 and the three runs of E05, for README and pages
 	@for run in $(KEPT); do mkdir -p data/$$run figures/$$run; \
 		cp data/runs/$$run/figures/*.json data/runs/$$run/figures/*.png figures/$$run/; \
-		sed 's#$(CURDIR)/##' data/runs/$$run/manifest.json > data/$$run/manifest.json; done
+		$(BARE) data/runs/$$run/manifest.json > data/$$run/manifest.json; done
 	@cp data/runs/demo/{summary,paired,effects}.csv data/demo/
 	@cp data/runs/table1/{table1.csv,metrics.json} data/table1/
 	@for split in valid_seen valid_unseen; do for t in summary paired effects; do \

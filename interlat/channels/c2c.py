@@ -105,7 +105,7 @@ def c2c_chats(
 # %% ../../nbs/09_channels/11_c2c.ipynb #86bb38a4
 class C2C(Channel):
     "A projected cache. Raises `InterlatError` for things that are no projectors."
-    name, reads, trained, same_prompt = 'c2c', KeyValues, 'a projector a layer', True
+    name, reads, same_prompt = 'c2c', KeyValues, True
     def __init__(self,
         projectors, # `Projectors`; or a `C2CProjector` of each layer of the actor
         mapping:str='last_aligned', # one of `MAPPINGS`, where the projectors do not say what they read
@@ -122,6 +122,11 @@ class C2C(Channel):
             raise InterlatError(f"the projectors were trained {how}")
         self.projectors = projectors if known else nn.ModuleList(projectors)
         self.mapping, self.tokenizer, self.align = mapping, tokenizer, trained or align
+
+    @property
+    def trained(self)->str: # what is
+        moved = any(getattr(p, f'{part}_gate_logit') != 0 for p in self.projectors for part in ('key', 'value'))
+        return 'a projector a layer' if moved else ''
 
     @classmethod
     def untrained(cls,
