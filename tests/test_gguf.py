@@ -10,8 +10,8 @@ from interlat.models.chat import BOP, EOP, add_message_tokens, encode_chat, rend
 from interlat.core.tasks import Task
 
 
-def write_gguf(path, model, tok):
-    "`model` (a Qwen2) and its byte-level tokenizer as one file in float32."
+def write_gguf(path, model, tok, pre='qwen2'):
+    "`model` (a Qwen2) and its byte-level tokenizer as one file in float32; `pre`: how text is cut, as llama.cpp calls it."
     import gguf
     c, spec = model.config, json.loads(tok.backend_tokenizer.to_str())['model']
     w = gguf.GGUFWriter(path, 'qwen2')
@@ -26,6 +26,7 @@ def write_gguf(path, model, tok):
     vocab = sorted(spec['vocab'], key=spec['vocab'].get)
     special = set(tok.all_special_tokens)
     w.add_tokenizer_model('gpt2')
+    if pre: w.add_tokenizer_pre(pre)
     w.add_token_list(vocab)
     w.add_token_types([3 if t in special else 1 for t in vocab])
     w.add_token_merges([' '.join(m) for m in spec['merges']])
@@ -50,6 +51,29 @@ def test_a_gguf_file_loads_like_a_folder(tmp_path):
     turns = [dict(role='user', content='go to desk 1')]
     assert same.decode(encode_chat(same, turns).input_ids) == tok.decode(encode_chat(tok, turns).input_ids)
     assert (same.eos_token_id, same.pad_token_id, len(same)) == (tok.eos_token_id, tok.pad_token_id, len(tok)) and not again.training
+
+
+@pytest.mark.parametrize('pre, pieces', [('qwen2', ['\n\n', '1', '2']), ('gpt-2', ['\n', '\n', '12']), ('smollm', ['\n\n', '1', '2']), ('starcoder', ['\n\n', '1', '2'])])
+def test_text_is_cut_as_a_gguf_file_says(tmp_path, pre, pieces):
+    pytest.importorskip('gguf', reason='gguf is not installed')
+    tok = cast.train_tokenizer('qwen2', ['go to desk 1', 'take mug 1 from desk 1'], vocab_size=330)
+    write_gguf(str(tmp_path/'m.gguf'), cast.lm(tok), tok, pre)
+    same = load_tokenizer(tmp_path/'m.gguf')
+    text = 'go\n\n12'
+    assert [text[a:b] for _, (a, b) in same.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)] == ['go', *pieces]
+    same.save_pretrained(tmp_path/'saved')
+    (tmp_path/'saved'/'config.json').write_text('{"model_type": "qwen2"}')
+    assert load_tokenizer(tmp_path/'saved')(text).input_ids == same(text).input_ids and same.decode(same(text).input_ids) == text
+
+
+def test_a_gguf_file_whose_way_of_cutting_is_not_known_is_refused_and_one_that_is_silent_told_of(tmp_path):
+    pytest.importorskip('gguf', reason='gguf is not installed')
+    tok = cast.train_tokenizer('qwen2', ['go to desk 1', 'take mug 1 from desk 1'], vocab_size=330)
+    for pre in ('deepseek-llm', 'default', None): write_gguf(str(tmp_path/f'{pre}.gguf'), cast.lm(tok), tok, pre)
+    with pytest.raises(InterlatError, match="^deepseek-llm.gguf cuts text as 'deepseek-llm', and transformers .* would cut it as GPT-2: .*hub id is safe$"):
+        load_tokenizer(tmp_path/'deepseek-llm.gguf')
+    with pytest.raises(InterlatError, match="cuts text as 'default'"): load_lm(tmp_path/'default.gguf')
+    with pytest.warns(UserWarning, match="^None.gguf does not say how text is cut"): load_tokenizer(tmp_path/'None.gguf')
 
 
 def test_a_packaged_model_that_is_not_installed_says_how_to_get_it(monkeypatch):
@@ -95,6 +119,7 @@ def test_smollm2_speaks_its_own_chat_format_and_survives_as_an_actor(tmp_path):
     chat = encode_chat(tok, turns)
     assert chat.input_ids == list(tok.apply_chat_template(turns, tokenize=True, return_dict=False)) and tok.eos_token == '<|im_end|>'
     assert tok.decode([i for i, m in zip(chat.input_ids, chat.assistant_mask) if m]) == 'go to desk 1<|im_end|>take mug 1 from desk 1<|im_end|>'
+    assert tok.tokenize('Steps:\n\n1. go  2') == ['Steps', ':', 'ĊĊ', '1', '.', 'Ġgo', 'ĠĠ', '2'] # as llama.cpp has them
     with torch.no_grad(): assert model(torch.tensor([tok('The capital of France is').input_ids])).logits[0, -1].argmax() == tok(' Paris').input_ids[0]
     assert keeps_everything(model) and model.dtype == torch.float32
     bop, eop = add_message_tokens(Agent(model, tok))
