@@ -2,16 +2,19 @@
 import json
 from importlib.util import find_spec
 
-import cast, pytest, torch
+import cast, numpy as np, pytest, torch
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from interlat.core.basics import InterlatError
+from interlat.models.difference import saved_lm
 from interlat.models.lm import Agent, load_lm, load_tokenizer
 from interlat.models.chat import BOP, EOP, add_message_tokens, encode_chat, render
 from interlat.core.tasks import Task
 
 
-def write_gguf(path, model, tok, pre='qwen2'):
-    "`model` (a Qwen2) and its byte-level tokenizer as one file in float32; `pre`: how text is cut, as llama.cpp calls it."
+def write_gguf(path, model, tok, pre='qwen2', scaling=(), factors=()):
+    """`model` (a Qwen2) and its byte-level tokenizer as one file in float32; `pre`: how text is cut, as llama.cpp calls it; what it says
+    of scaled positions; tensors besides, by name."""
     import gguf
     c, spec = model.config, json.loads(tok.backend_tokenizer.to_str())['model']
     w = gguf.GGUFWriter(path, 'qwen2')
@@ -23,6 +26,9 @@ def write_gguf(path, model, tok, pre='qwen2'):
     w.add_head_count_kv(c.num_key_value_heads)
     w.add_layer_norm_rms_eps(c.rms_norm_eps)
     w.add_rope_freq_base(c.rope_parameters['rope_theta'])
+    adds = {str: w.add_string, int: w.add_uint32, float: w.add_float32}
+    for name, value in dict(scaling).items(): adds[type(value)](f'qwen2.rope.scaling.{name}', value)
+    for name, data in dict(factors).items(): w.add_tensor(name, data)
     vocab = sorted(spec['vocab'], key=spec['vocab'].get)
     special = set(tok.all_special_tokens)
     w.add_tokenizer_model('gpt2')
@@ -74,6 +80,42 @@ def test_a_gguf_file_whose_way_of_cutting_is_not_known_is_refused_and_one_that_i
         load_tokenizer(tmp_path/'deepseek-llm.gguf')
     with pytest.raises(InterlatError, match="cuts text as 'default'"): load_lm(tmp_path/'default.gguf')
     with pytest.warns(UserWarning, match="^None.gguf does not say how text is cut"): load_tokenizer(tmp_path/'None.gguf')
+
+
+def rope(**settings): return dict(rope_parameters=dict(rope_theta=1e4) | settings)
+def factors_of(config):
+    "By how much Llama 3's way divides each frequency of the rotary positions, as llama.cpp keeps it."
+    scaled, _ = ROPE_INIT_FUNCTIONS['llama3'](config, 'cpu')
+    return {'rope_freqs.weight': (1e4 ** -(torch.arange(len(scaled))/len(scaled))/scaled).numpy()}
+
+WAYS = {'linear': (rope(rope_type='linear', factor=4.), dict(type='linear', factor=4.)),
+        'yarn': (rope(rope_type='yarn', factor=4., original_max_position_embeddings=64), dict(type='yarn', factor=4., original_context_length=64)),
+        'llama3': (rope(rope_type='llama3', factor=32., low_freq_factor=1., high_freq_factor=4., original_max_position_embeddings=8192), {})}
+@pytest.mark.parametrize('way', WAYS)
+def test_scaled_positions_of_a_gguf_file_are_those_of_its_model(tmp_path, way):
+    pytest.importorskip('gguf', reason='gguf is not installed')
+    tok, (settings, said) = cast.train_tokenizer('qwen2', ['go to desk 1'], vocab_size=300), WAYS[way]
+    model, plain = (cast.lm(tok, hidden_size=64, num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=16384, **how) for how in (settings, {}))
+    plain.load_state_dict(model.state_dict())
+    write_gguf(str(tmp_path/'m.gguf'), model, tok, scaling=said, factors=factors_of(model.config) if way == 'llama3' else {})
+    again, _ = load_lm(tmp_path/'m.gguf', 'float32', 'cpu')
+    ids = torch.randint(3, 100, (1, 300), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(): expected, unscaled = model(ids).logits, plain(ids).logits
+    assert cast.apart(unscaled, expected) > .05
+    again.save_pretrained(tmp_path/'saved')
+    for lm in (again, saved_lm(tmp_path/'saved', 'float32', 'cpu')):
+        with torch.no_grad(): assert cast.apart(lm(ids).logits, expected) < 1e-4
+
+
+@pytest.mark.parametrize('said, factors', [(dict(type='longrope'), {}), (dict(type='yarn', factor=4., yarn_beta_fast=16.), {}), (dict(type='linear'), {}),
+                                           ({}, {'rope_freqs.weight': np.linspace(1, 8, 4, dtype=np.float32)}), (dict(type='linear', factor=2.), {'rope_factors_long.weight': np.ones(4, np.float32)})])
+def test_a_scaling_of_positions_that_cannot_be_told_to_transformers_is_refused(tmp_path, said, factors):
+    pytest.importorskip('gguf', reason='gguf is not installed')
+    tok = cast.train_tokenizer('qwen2', ['go to desk 1'], vocab_size=300)
+    write_gguf(str(tmp_path/'m.gguf'), cast.lm(tok), tok, scaling=said, factors=factors)
+    named = [*factors, said.get('type', 'none')][0]
+    with pytest.raises(InterlatError, match=f"m.gguf scales its positions in a way that transformers does not take from it \\(.*{named}.*give the model's folder or hub id"):
+        load_lm(tmp_path/'m.gguf', 'float32', 'cpu')
 
 
 def test_a_packaged_model_that_is_not_installed_says_how_to_get_it(monkeypatch):

@@ -112,3 +112,16 @@ def test_damaged_weights_are_one_line(tok, tmp_path):
     (tmp_path/'model.safetensors').write_bytes((tmp_path/'model.safetensors').read_bytes()[:-100])
     with pytest.raises(InterlatError, match='cannot load the model') as e: load_lm(tmp_path, device='cpu')
     assert '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize('family, lost', [('qwen2', 'model.layers.1.mlp.up_proj.weight'), ('llama', 'lm_head.weight')])
+def test_a_checkpoint_that_lacks_weights_is_refused(tok, tmp_path, family, lost):
+    from safetensors.torch import load_file, save_file
+    from interlat.models.difference import saved_lm
+    Agent(cast.random_lm(family, vocab=len(tok), tie_word_embeddings=False), tok).save_pretrained(tmp_path)
+    load_lm(tmp_path, device='cpu')
+    file = tmp_path/'model.safetensors'
+    save_file({name: x for name, x in load_file(file).items() if name != lost}, file, dict(format='pt'))
+    for load in (load_lm, saved_lm):
+        with pytest.raises(InterlatError, match=f'1 weights of .*ForCausalLM are not in the checkpoint, such as {lost}, and would be random; give one that is whole'):
+            load(tmp_path, device='cpu')

@@ -63,6 +63,14 @@ def _tokenizer_class(src):
     named = json.loads(config.read_text()).get('tokenizer_class') if config.exists() else None
     return PreTrainedTokenizerFast if named in ('TokenizersBackend', 'PreTrainedTokenizerFast') else AutoTokenizer
 
+# %% ../../nbs/05_models/01_lm.ipynb #f472c816
+def _gguf_says(path):
+    "The single values that a GGUF file states, and the data of its tensors, by name."
+    from gguf import GGUFReader, GGUFValueType
+    reader = GGUFReader(path)
+    stated = {name: field.contents() for name, field in reader.fields.items() if field.types[0] != GGUFValueType.ARRAY}
+    return stated, {t.name: t.data for t in reader.tensors}
+
 # %% ../../nbs/05_models/01_lm.ipynb #7c4b4a86
 LIKE_GPT2 = ('gpt-2', 'mpt', 'olmo', 'jais', 'trillion', 'granite-docling') # names of GGUF files for what transformers does by itself
 DIGITS_APART = ('smollm', 'starcoder', 'refact', 'command-r', 'codeshell', 'exaone', 'minerva-7b') # and each digit is a piece
@@ -71,17 +79,18 @@ def _cut_as_said(tok, path):
     """The tokenizer of a GGUF file, which cuts text as the file says; warns where it does not say. Raises `InterlatError` where it says
     something that transformers passes over."""
     import transformers
-    from gguf import GGUFReader
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
-    fields, backend, gpt2 = GGUFReader(path).fields, tok.backend_tokenizer, ByteLevel(add_prefix_space=False)
-    kind, said = (fields[key].contents() if (key := f'tokenizer.ggml.{name}') in fields else '' for name in ('model', 'pre'))
+    stated, backend, gpt2 = _gguf_says(path)[0], tok.backend_tokenizer, ByteLevel(add_prefix_space=False)
+    kind, said = (stated.get(f'tokenizer.ggml.{name}', '') for name in ('model', 'pre'))
     if kind != 'gpt2' or said in LIKE_GPT2: return tok
     if said in DIGITS_APART: backend.pre_tokenizer = Sequence([Digits(individual_digits=True), gpt2])
     text = "it'S 12345  6\n\n7" # which every other way cuts otherwise
     if backend.pre_tokenizer.pre_tokenize_str(text) != gpt2.pre_tokenize_str(text): return tok
     advice = "some texts may get other tokens than the model has learned; its folder or hub id is safe"
     if not said: warnings.warn(f"{path.name} does not say how text is cut into tokens, and is read as GPT-2's: {advice}", stacklevel=3)
-    else: raise InterlatError(f"{path.name} cuts text as {said!r}, and transformers {transformers.__version__} would cut it as GPT-2: {advice}")
+    else:
+        passed = f"transformers {transformers.__version__} would cut it as GPT-2"
+        raise InterlatError(f"{path.name} cuts text as {said!r}, and {passed}: {advice}")
     return tok
 
 # %% ../../nbs/05_models/01_lm.ipynb #63d89658
@@ -109,20 +118,63 @@ def _plain(model):
     for name in ('quantization_config', '_is_quantized'): vars(model.config).pop(name, None)
     return model
 
+# %% ../../nbs/05_models/01_lm.ipynb #6d7164df
+def _llama3(config, factors):
+    "Llama 3's way of scaling positions, if it gives these factors; otherwise nothing."
+    import torch
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+    rope = config.rope_parameters
+    way = dict(rope_type='llama3', factor=float(factors.max()), low_freq_factor=1., high_freq_factor=4.,
+               original_max_position_embeddings=8192)
+    scaled, _ = ROPE_INIT_FUNCTIONS['llama3'](type(config).from_dict(config.to_dict() | dict(rope_parameters=rope | way)), 'cpu')
+    plain = rope['rope_theta'] ** -(torch.arange(len(scaled))/len(scaled))
+    return way if len(factors) == len(plain) and torch.allclose(plain/scaled, torch.tensor(factors), rtol=1e-3) else {}
+
+def _stretched(kind, said):
+    "One factor for all positions, or YaRN's, as it was trained; nothing where there is more to it."
+    if kind not in ('linear', 'yarn') or 'factor' not in said or said.keys() - {'factor', 'original_context_length', 'finetuned'}: return {}
+    trained = dict(original_max_position_embeddings=said['original_context_length']) if 'original_context_length' in said else {}
+    return dict(rope_type=kind, factor=said['factor']) | (trained if kind == 'yarn' else {})
+
+def _config_as_said(src, file):
+    "The configuration in a GGUF file, with its scaled positions. Raises `InterlatError` for a scaling that cannot be told to transformers."
+    from transformers import AutoConfig
+    config, (stated, tensors) = AutoConfig.from_pretrained(src, gguf_file=file), _gguf_says(src/file)
+    said = {name.rpartition('.')[2]: value for name, value in stated.items() if '.rope.scaling.' in name}
+    factors = {name: data for name, data in tensors.items() if name.startswith(('rope_freq', 'rope_factor'))}
+    kind = said.pop('type', 'none')
+    rope = getattr(config, 'rope_parameters', None) or {}
+    rope = rope.get('full_attention', rope) # of Gemma's layers, those that have no window
+    if rope.get('rope_type', 'default') != 'default' or (kind == 'none' and not factors): return config
+    if [*factors] == ['rope_freqs.weight']: way = _llama3(config, *factors.values())
+    else: way = {} if factors else _stretched(kind, said)
+    if not (rope and way):
+        found = ', '.join([f'type {kind}', *said, *factors])
+        raise InterlatError(f"{file} scales its positions in a way that transformers does not take from it ({found}); "
+                            "give the model's folder or hub id")
+    rope.update(way)
+    return config
+
 # %% ../../nbs/05_models/01_lm.ipynb #0d3b96f6
 def pretrained_lm(
     folder:str|Path, # or a hub id
     **how, # for `from_pretrained`: `dtype`, `gguf_file`, …
 )->'PreTrainedModel': # a causal language model in eval mode
-    "The causal language model that was saved, by the class that the folder names where its configuration alone does not tell."
+    """The causal language model that was saved, by the class that the folder names where its configuration alone does not tell.
+    Raises `InterlatError` for a checkpoint that lacks weights."""
     import transformers
-    try: return transformers.AutoModelForCausalLM.from_pretrained(folder, **how)
+    how = how | dict(output_loading_info=True)
+    try: model, said = transformers.AutoModelForCausalLM.from_pretrained(folder, **how)
     except ValueError:
         config = Path(folder)/'config.json'
         named = (json.loads(config.read_text()).get('architectures') or [''])[0] if config.exists() else ''
         known = getattr(transformers, named, None)
         if known is None or not named.endswith(('ForCausalLM', 'ForConditionalGeneration', 'LMHeadModel')): raise
-        return known.from_pretrained(folder, **how)
+        model, said = known.from_pretrained(folder, **how)
+    if lacks := sorted(said['missing_keys']):
+        found = f"{len(lacks)} weights of {type(model).__name__} are not in the checkpoint, such as {lacks[0]}"
+        raise InterlatError(f"{found}, and would be random; give one that is whole")
+    return model
 
 # %% ../../nbs/05_models/01_lm.ipynb #65b21db8
 def load_lm(
@@ -134,8 +186,9 @@ def load_lm(
     from safetensors import SafetensorError
     tok, (src, kw) = load_tokenizer(name), _source(name)
     device = resolve_device(device)
-    if kw: kw |= _unpacked()
-    try: model = pretrained_lm(src, dtype=resolve_dtype(dtype, device), **kw)
+    try:
+        if kw: kw |= _unpacked() | dict(config=_config_as_said(src, kw['gguf_file']))
+        model = pretrained_lm(src, dtype=resolve_dtype(dtype, device), **kw)
     except (OSError, ValueError, ImportError, SafetensorError) as e:
         raise InterlatError(f"cannot load the model {name}: {first_line(e)}") from e
     if kw: model = _plain(model)
