@@ -13,19 +13,22 @@ from interlat.core.tasks import Task
 
 
 def write_gguf(path, model, tok, pre='qwen2', scaling=(), factors=()):
-    """`model` (a Qwen2) and its byte-level tokenizer as one file in float32; `pre`: how text is cut, as llama.cpp calls it; what it says
+    """`model`, its head tied, and its byte-level tokenizer as one file in float32; `pre`: how text is cut, as llama.cpp calls it; what it says
     of scaled positions; tensors besides, by name."""
     import gguf
     c, spec = model.config, json.loads(tok.backend_tokenizer.to_str())['model']
-    w = gguf.GGUFWriter(path, 'qwen2')
+    w = gguf.GGUFWriter(path, c.model_type)
     w.add_context_length(c.max_position_embeddings)
     w.add_embedding_length(c.hidden_size)
     w.add_block_count(c.num_hidden_layers)
     w.add_feed_forward_length(c.intermediate_size)
     w.add_head_count(c.num_attention_heads)
     w.add_head_count_kv(c.num_key_value_heads)
-    w.add_layer_norm_rms_eps(c.rms_norm_eps)
+    if hasattr(c, 'norm_epsilon'): w.add_layer_norm_eps(c.norm_epsilon)
+    else: w.add_layer_norm_rms_eps(c.rms_norm_eps)
+    if getattr(c, 'sliding_window', None): w.add_sliding_window(c.sliding_window)
     w.add_rope_freq_base(c.rope_parameters['rope_theta'])
+    w.add_rope_dimension_count(c.hidden_size//c.num_attention_heads)
     adds = {str: w.add_string, int: w.add_uint32, float: w.add_float32}
     for name, value in dict(scaling).items(): adds[type(value)](f'qwen2.rope.scaling.{name}', value)
     for name, data in dict(factors).items(): w.add_tensor(name, data)
@@ -39,7 +42,7 @@ def write_gguf(path, model, tok, pre='qwen2', scaling=(), factors=()):
     w.add_eos_token_id(tok.eos_token_id)
     w.add_pad_token_id(tok.pad_token_id)
     w.add_chat_template(tok.chat_template)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN2, c.num_hidden_layers)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[c.model_type.upper()], c.num_hidden_layers)
     for name, p in model.base_model.state_dict(prefix='model.').items(): # the head is tied to the embeddings
         stem, end = name.rsplit('.', 1)
         w.add_tensor(f'{names.get_name(stem)}.{end}', p.detach().float().numpy())
@@ -82,7 +85,7 @@ def test_a_gguf_file_whose_way_of_cutting_is_not_known_is_refused_and_one_that_i
     with pytest.warns(UserWarning, match="^None.gguf does not say how text is cut"): load_tokenizer(tmp_path/'None.gguf')
 
 
-def rope(**settings): return dict(rope_parameters=dict(rope_theta=1e4) | settings)
+def rope(**settings): return dict(rope_parameters=dict(rope_theta=1e4, rope_type='default') | settings)
 def factors_of(config):
     "By how much Llama 3's way divides each frequency of the rotary positions, as llama.cpp keeps it."
     scaled, _ = ROPE_INIT_FUNCTIONS['llama3'](config, 'cpu')
@@ -105,6 +108,18 @@ def test_scaled_positions_of_a_gguf_file_are_those_of_its_model(tmp_path, way):
     again.save_pretrained(tmp_path/'saved')
     for lm in (again, saved_lm(tmp_path/'saved', 'float32', 'cpu')):
         with torch.no_grad(): assert cast.apart(lm(ids).logits, expected) < 1e-4
+
+
+@pytest.mark.parametrize('family, settings', [('starcoder2', rope(rope_theta=1e6)), ('phi3', dict(sliding_window=16))])
+def test_base_and_window_of_a_gguf_file_are_those_of_its_model(tmp_path, family, settings):
+    pytest.importorskip('gguf', reason='gguf is not installed')
+    tok = cast.train_tokenizer('qwen2', ['go to desk 1'], vocab_size=300)
+    model, other = (cast.random_lm(family, 64, len(tok), num_key_value_heads=4, tie_word_embeddings=True, **how) for how in (settings, {}))
+    write_gguf(str(tmp_path/'m.gguf'), model, tok)
+    ids = torch.randint(3, 100, (1, 60), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert cast.apart(load_lm(tmp_path/'m.gguf', 'float32', 'cpu').model(ids).logits, model(ids).logits) < 1e-5
+        assert cast.apart(other(ids).logits, model(ids).logits) > .05
 
 
 @pytest.mark.parametrize('said, factors', [(dict(type='longrope'), {}), (dict(type='yarn', factor=4., yarn_beta_fast=16.), {}), (dict(type='linear'), {}),

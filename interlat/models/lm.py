@@ -136,23 +136,29 @@ def _stretched(kind, said):
     trained = dict(original_max_position_embeddings=said['original_context_length']) if 'original_context_length' in said else {}
     return dict(rope_type=kind, factor=said['factor']) | (trained if kind == 'yarn' else {})
 
-def _config_as_said(src, file):
-    "The configuration in a GGUF file, with its scaled positions. Raises `InterlatError` for a scaling that cannot be told to transformers."
-    from transformers import AutoConfig
-    config, (stated, tensors) = AutoConfig.from_pretrained(src, gguf_file=file), _gguf_says(src/file)
-    said = {name.rpartition('.')[2]: value for name, value in stated.items() if '.rope.scaling.' in name}
+def _scaling(config, rope, stated, tensors, file):
+    "How positions are scaled, where a configuration does not say. Raises `InterlatError` if it cannot be told to transformers."
     factors = {name: data for name, data in tensors.items() if name.startswith(('rope_freq', 'rope_factor'))}
+    said = {name.rpartition('.')[2]: value for name, value in stated.items() if '.rope.scaling.' in name}
     kind = said.pop('type', 'none')
-    rope = getattr(config, 'rope_parameters', None) or {}
-    rope = rope.get('full_attention', rope) # of Gemma's layers, those that have no window
-    if rope.get('rope_type', 'default') != 'default' or (kind == 'none' and not factors): return config
+    if rope.get('rope_type', 'default') != 'default' or (kind == 'none' and not factors): return {}
     if [*factors] == ['rope_freqs.weight']: way = _llama3(config, *factors.values())
     else: way = {} if factors else _stretched(kind, said)
-    if not (rope and way):
-        found = ', '.join([f'type {kind}', *said, *factors])
-        raise InterlatError(f"{file} scales its positions in a way that transformers does not take from it ({found}); "
-                            "give the model's folder or hub id")
-    rope.update(way)
+    if rope and way: return way
+    found = ', '.join([f'type {kind}', *said, *factors])
+    raise InterlatError(f"{file} scales its positions in a way that transformers does not take from it ({found}); "
+                        "give the model's folder or hub id")
+
+def _config_as_said(src, file):
+    "The configuration in a GGUF file, and what the file says besides of positions and window. Raises `InterlatError` as `_scaling` does."
+    from transformers import AutoConfig
+    config, (stated, tensors) = AutoConfig.from_pretrained(src, gguf_file=file), _gguf_says(src/file)
+    base, window = (stated.get(f"{stated['general.architecture']}.{name}") for name in ('rope.freq_base', 'attention.sliding_window'))
+    rope = getattr(config, 'rope_parameters', None) or {}
+    rope = rope.get('full_attention', rope) # of Gemma's layers, those that have no window
+    if rope and base: rope['rope_theta'] = base
+    if window and getattr(config, 'sliding_window', window) is None: config.sliding_window = window
+    rope.update(_scaling(config, rope, stated, tensors, file))
     return config
 
 # %% ../../nbs/05_models/01_lm.ipynb #0d3b96f6
