@@ -30,7 +30,7 @@ def write_gguf(path, model, tok, pre='qwen2', scaling=(), factors=()):
     w.add_rope_freq_base(c.rope_parameters['rope_theta'])
     w.add_rope_dimension_count(c.hidden_size//c.num_attention_heads)
     adds = {str: w.add_string, int: w.add_uint32, float: w.add_float32}
-    for name, value in dict(scaling).items(): adds[type(value)](f'qwen2.rope.scaling.{name}', value)
+    for name, value in dict(scaling).items(): adds[type(value)](f'{c.model_type}.rope.scaling.{name}', value)
     for name, data in dict(factors).items(): w.add_tensor(name, data)
     vocab = sorted(spec['vocab'], key=spec['vocab'].get)
     special = set(tok.all_special_tokens)

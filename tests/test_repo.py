@@ -163,7 +163,7 @@ def test_readme_is_the_index_notebook():
     assert (ROOT/'README.md').read_text(encoding='utf-8').strip() == text.strip(), 'run `make readme`'
 
 
-@pytest.mark.parametrize('name', ['results', 'models', 'benchmarks'])
+@pytest.mark.parametrize('name', ['results', 'channels', 'models', 'benchmarks'])
 def test_pages_show_what_is_kept(name):
     "Run again, a page of numbers gives the outputs that it has: `make pages` was not forgotten."
     from nbclient import NotebookClient

@@ -116,12 +116,12 @@ class C2C(Channel):
         check_choice(ALIGNED, align=align)
         known = isinstance(projectors, Projectors)
         if not known: Projectors(projectors := list(projectors), [0]*len(projectors)) # which looks at them
-        trained = projectors.align if known else None
-        if trained is not None and bool(trained) != (tokenizer is not None):
-            how = "with aligned tokens; give the actor's tokenizer" if trained else 'without alignment; leave the tokenizer out'
+        said = projectors.align if known else None
+        if said is not None and bool(said) != (tokenizer is not None):
+            how = "with aligned tokens; give the actor's tokenizer" if said else 'without alignment; leave the tokenizer out'
             raise InterlatError(f"the projectors were trained {how}")
         self.projectors = projectors if known else nn.ModuleList(projectors)
-        self.mapping, self.tokenizer, self.align = mapping, tokenizer, trained or align
+        self.mapping, self.tokenizer, self.align = mapping, tokenizer, said or align
 
     @property
     def trained(self)->str: # what is

@@ -8,6 +8,7 @@ __all__ = ['PRESETS', 'PACKAGED', 'LIKE_GPT2', 'DIGITS_APART', 'AFTER_PADDING', 
 
 # %% ../../nbs/05_models/01_lm.ipynb #2d5f8235
 import json, warnings
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -64,12 +65,16 @@ def _tokenizer_class(src):
     return PreTrainedTokenizerFast if named in ('TokenizersBackend', 'PreTrainedTokenizerFast') else AutoTokenizer
 
 # %% ../../nbs/05_models/01_lm.ipynb #f472c816
-def _gguf_says(path):
-    "The single values that a GGUF file states, and the data of its tensors, by name."
+@lru_cache(maxsize=1)
+def _read_gguf(path, changed):
     from gguf import GGUFReader, GGUFValueType
     reader = GGUFReader(path)
     stated = {name: field.contents() for name, field in reader.fields.items() if field.types[0] != GGUFValueType.ARRAY}
-    return stated, {t.name: t.data for t in reader.tensors}
+    return stated, {t.name: t.data.copy() for t in reader.tensors if t.name.startswith(('rope_freq', 'rope_factor'))}
+
+def _gguf_says(path):
+    "The single values that a GGUF file states, and by name the tensors that scale its positions; tokenizer and model ask in turn."
+    return _read_gguf(path, path.stat().st_mtime_ns)
 
 # %% ../../nbs/05_models/01_lm.ipynb #7c4b4a86
 LIKE_GPT2 = ('gpt-2', 'mpt', 'olmo', 'jais', 'trillion', 'granite-docling') # names of GGUF files for what transformers does by itself
@@ -88,9 +93,8 @@ def _cut_as_said(tok, path):
     if backend.pre_tokenizer.pre_tokenize_str(text) != gpt2.pre_tokenize_str(text): return tok
     advice = "some texts may get other tokens than the model has learned; its folder or hub id is safe"
     if not said: warnings.warn(f"{path.name} does not say how text is cut into tokens, and is read as GPT-2's: {advice}", stacklevel=3)
-    else:
-        passed = f"transformers {transformers.__version__} would cut it as GPT-2"
-        raise InterlatError(f"{path.name} cuts text as {said!r}, and {passed}: {advice}")
+    else: raise InterlatError(f"{path.name} cuts text as {said!r}, and transformers {transformers.__version__} would cut it as GPT-2: "
+                              f"{advice}")
     return tok
 
 # %% ../../nbs/05_models/01_lm.ipynb #63d89658
@@ -136,9 +140,8 @@ def _stretched(kind, said):
     trained = dict(original_max_position_embeddings=said['original_context_length']) if 'original_context_length' in said else {}
     return dict(rope_type=kind, factor=said['factor']) | (trained if kind == 'yarn' else {})
 
-def _scaling(config, rope, stated, tensors, file):
+def _scaling(config, rope, stated, factors, file):
     "How positions are scaled, where a configuration does not say. Raises `InterlatError` if it cannot be told to transformers."
-    factors = {name: data for name, data in tensors.items() if name.startswith(('rope_freq', 'rope_factor'))}
     said = {name.rpartition('.')[2]: value for name, value in stated.items() if '.rope.scaling.' in name}
     kind = said.pop('type', 'none')
     if rope.get('rope_type', 'default') != 'default' or (kind == 'none' and not factors): return {}
@@ -152,13 +155,13 @@ def _scaling(config, rope, stated, tensors, file):
 def _config_as_said(src, file):
     "The configuration in a GGUF file, and what the file says besides of positions and window. Raises `InterlatError` as `_scaling` does."
     from transformers import AutoConfig
-    config, (stated, tensors) = AutoConfig.from_pretrained(src, gguf_file=file), _gguf_says(src/file)
+    config, (stated, factors) = AutoConfig.from_pretrained(src, gguf_file=file), _gguf_says(src/file)
     base, window = (stated.get(f"{stated['general.architecture']}.{name}") for name in ('rope.freq_base', 'attention.sliding_window'))
     rope = getattr(config, 'rope_parameters', None) or {}
     rope = rope.get('full_attention', rope) # of Gemma's layers, those that have no window
     if rope and base: rope['rope_theta'] = base
     if window and getattr(config, 'sliding_window', window) is None: config.sliding_window = window
-    rope.update(_scaling(config, rope, stated, tensors, file))
+    rope.update(_scaling(config, rope, stated, factors, file))
     return config
 
 # %% ../../nbs/05_models/01_lm.ipynb #0d3b96f6
